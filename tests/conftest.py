@@ -1,0 +1,67 @@
+"""Settings that every test shares: drawn examples, random numbers, threads and the GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, register_random, settings
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+
+# `too_slow` measures the machine, and a model takes longer to draw than a number.
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "thorough",
+    deadline=None,
+    max_examples=300,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+class TorchRandom:
+    """Torch's global generator, for Hypothesis to seed before each example, so that a failing example fails again."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> bytes:
+        return bytes(torch.get_rng_state().tolist())
+
+    def setstate(self, state: bytes) -> None:
+        torch.set_rng_state(torch.tensor(list(state), dtype=torch.uint8))
+
+
+# Hypothesis keeps only a weak reference.
+TORCH_RANDOM = TorchRandom()
+register_random(TORCH_RANDOM)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Make every test independent of the tests that ran before it in the same process."""
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in tests/gpu, and skip GPU tests where there is none."""
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False")
+    for item in items:
+        if item.path.is_relative_to(GPU_TESTS):
+            item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+            item.add_marker(skip)
