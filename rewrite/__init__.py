@@ -1,0 +1,78 @@
+"""A compiler that rewrites PyTorch models, and proves each rewrite as it makes it.
+
+    from rewrite import optimize
+
+    fast = optimize(model, example_inputs)
+    print(fast.report)
+    print(fast.report.diff("reparameterize"))
+
+``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters. To write
+a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rewrite.api import optimize, transform
+    from rewrite.errors import (
+        CaptureError,
+        CycleError,
+        InputError,
+        PipelineError,
+        RewriteError,
+        RuleError,
+        VerificationError,
+    )
+    from rewrite.pipeline import Pass, Pipeline
+    from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "optimize": "rewrite.api", "transform": "rewrite.api",
+    "RewriteError": "rewrite.errors", "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
+    "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
+    "VerificationError": "rewrite.errors",
+    "Pass": "rewrite.pipeline", "Pipeline": "rewrite.pipeline",
+    "Fidelity": "rewrite.rule", "Match": "rewrite.rule", "Miss": "rewrite.rule", "Refusal": "rewrite.rule",
+    "Rule": "rewrite.rule",
+}  # fmt: skip
+
+__all__ = [
+    "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline", "PipelineError",
+    "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError", "__version__", "optimize", "transform",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'rewrite' has no attribute '{name}'")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _warn_about_strangers() -> None:
+    """The package names are generic: another distribution may have installed its own ``passes`` or ``codegen``."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for name in ("passes", "codegen"):
+        spec = importlib.util.find_spec(name)
+        origin = os.path.abspath(spec.origin) if spec is not None and spec.origin else "nowhere"
+        if os.path.dirname(os.path.dirname(origin)) != root:
+            warnings.warn(
+                f"the package '{name}' comes from {origin}, but torch-rewrite is in {root}: another distribution uses "
+                f"the same name; put {root} first on sys.path or remove the other",
+                stacklevel=3,
+            )
+
+
+_warn_about_strangers()

@@ -1,0 +1,180 @@
+"""Pipelines as values: ``"simplify, reparameterize{max_kernel=31}"`` parses to frozen dataclasses and prints back.
+
+A step is a :class:`Pass` (a named group of rules that run together to a fixed point) or a single rule. Options are the
+dataclass fields of the step; only those that differ from their defaults are printed.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rewrite.errors import PipelineError
+from rewrite.names import nearest
+from rewrite.rule import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+ENTRY_POINTS = "torch_rewrite.passes"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A named group of rules that run together until none of them matches. Subclasses are frozen dataclasses."""
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, with this pass's options."""
+        raise NotImplementedError
+
+
+Step = Pass | Rule
+
+
+def rules_of(step: Step) -> tuple[Rule, ...]:
+    """The rules of a step; a rule stands for itself."""
+    return (step,) if isinstance(step, Rule) else step.rules()
+
+
+def step_text(step: Step) -> str:
+    """A step as pipelines write it: ``name{option=value, ...}``."""
+    options = [
+        f"{spec.name}={_value_text(getattr(step, spec.name))}"
+        for spec in dataclasses.fields(step)
+        if spec.init and getattr(step, spec.name) != _default(spec)
+    ]
+    return f"{step.name}{{{', '.join(options)}}}" if options else step.name
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    return spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and _parse_value(value) == value:
+        return value
+    return repr(value)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps in order. ``str(pipeline)`` parses back to an equal pipeline."""
+
+    steps: tuple[Step, ...]
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __str__(self) -> str:
+        return ", ".join(step_text(step) for step in self.steps)
+
+    def __add__(self, other: Pipeline | Step) -> Pipeline:
+        more = other.steps if isinstance(other, Pipeline) else (other,)
+        return Pipeline(self.steps + more)
+
+
+class Registry:
+    """Names of steps. A registry is a value; nothing registers globally."""
+
+    def __init__(self, steps: Iterable[type[Step]]):
+        self.steps: Mapping[str, type[Step]] = {step.name: step for step in steps}
+
+    def with_plugins(self) -> Registry:
+        """This registry and the steps of other distributions (entry points in the group ``torch_rewrite.passes``).
+
+        A plug-in that fails to load, or takes a name that exists, is left out with a warning that names it.
+        """
+        steps = dict(self.steps)
+        for point in entry_points(group=ENTRY_POINTS):
+            try:
+                step = point.load()
+            except Exception as error:  # a broken plug-in must not break the user
+                warnings.warn(f"plug-in '{point.name}' ({point.value}) does not load: {error}", stacklevel=2)
+                continue
+            if not (isinstance(step, type) and issubclass(step, (Pass, Rule))):
+                warnings.warn(f"plug-in '{point.name}' ({point.value}) is not a Pass or Rule class", stacklevel=2)
+            elif step.name in steps:
+                warnings.warn(f"plug-in '{point.name}' ({point.value}) takes the name '{step.name}', which exists; "
+                              f"it is left out", stacklevel=2)  # fmt: skip
+            else:
+                steps[step.name] = step
+        return Registry(steps.values())
+
+    def parse(self, text: str) -> Pipeline:
+        """A pipeline from its text.
+
+        Raises:
+            PipelineError: an unknown name or option (with the nearest one), or a malformed text.
+        """
+        return Pipeline(tuple(self._step(part) for part in _split(text)))
+
+    def _step(self, text: str) -> Step:
+        found = re.fullmatch(r"([\w-]+)\s*(?:\{(.*)\})?", text.strip(), re.DOTALL)
+        if found is None:
+            raise PipelineError(f"'{text.strip()}' is not a step; write name or name{{option=value, ...}}")
+        name, options = found[1], found[2]
+        step = self.steps.get(name)
+        if step is None:
+            raise PipelineError(f"there is no pass '{name}'{nearest(name, self.steps)}")
+        known = {spec.name: spec for spec in dataclasses.fields(step) if spec.init}
+        values: dict[str, Any] = {}
+        for part in _split(options or ""):
+            key, equals, value = part.partition("=")
+            key = key.strip()
+            if not equals:
+                raise PipelineError(f"'{part.strip()}' in '{name}' is not an option; write option=value")
+            if key not in known:
+                raise PipelineError(f"pass '{name}' has no option '{key}'{nearest(key, known)}")
+            if key in values:
+                raise PipelineError(f"pass '{name}' is given the option '{key}' twice; keep one of the two")
+            values[key] = _typed(name, known[key], _parse_value(value.strip()))
+        try:
+            return step(**values)
+        except (TypeError, ValueError) as error:
+            raise PipelineError(f"pass '{name}' does not take these options: {error}") from error
+
+
+def _parse_value(text: str) -> Any:
+    if text in ("inf", "-inf"):
+        return float(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(step: str, spec: dataclasses.Field[Any], value: Any) -> Any:
+    """The value of an option, which has to be of a type that its annotation names; a whole number is a float too."""
+    default = _default(spec)
+    named = re.findall(r"\w+", re.sub(r"\[[^][]*\]", "", spec.type if isinstance(spec.type, str) else str(spec.type)))
+    if type(value) is type(default) or type(value).__name__.removesuffix("Type") in named:
+        return value
+    if type(value) is int and type(default) is float:
+        return float(value)
+    like = "" if default is dataclasses.MISSING else f" like its default {default!r}"
+    raise PipelineError(f"option '{spec.name}' of pass '{step}' is {value!r}; write a value of type {spec.type}{like}")
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    parts, depth, start = [], 0, 0
+    for token in re.finditer(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[][{}(),]""", text):
+        char = token[0]
+        depth += (char in "{[(") - (char in "}])")
+        if char == "," and depth == 0:
+            parts.append(text[start : token.start()])
+            start = token.end()
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()]

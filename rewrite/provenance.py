@@ -1,0 +1,89 @@
+"""Where a node comes from: the user's module and source line, or the rule that made it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+_TORCH = os.path.dirname(torch.__file__)
+_HERE = os.path.dirname(os.path.abspath(__file__))
+KEY = "rewrite_origin"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a rule records in ``node.meta`` of each node that it makes.
+
+    Attributes:
+        rule: the name of the rule.
+        match: the number of the match within the run, counted from 1.
+        nodes: the names of the nodes that were replaced.
+        algebra: the node depends on weights alone, so it is evaluated in float64 when it is folded.
+    """
+
+    rule: str
+    match: int
+    nodes: tuple[str, ...]
+    algebra: bool = False
+
+
+@dataclass(frozen=True)
+class Location:
+    """A line of the user's source."""
+
+    file: str
+    line: int
+    function: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+
+def origin(node: Node) -> Origin | None:
+    """The rule that made this node, or None for a node of the captured model."""
+    found = node.meta.get(KEY)
+    return found if isinstance(found, Origin) else None
+
+
+def module_path(node: Node) -> str:
+    """The qualified name of the module that the node was called in, '' for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return str(path)
+
+
+def location(node: Node) -> Location | None:
+    """The innermost line of the user's code in the node's stack, outside torch and this project."""
+    trace = node.meta.get("stack_trace")
+    return _parse(trace) if trace else None
+
+
+@lru_cache(maxsize=4096)
+def _parse(trace: str) -> Location | None:
+    lines = trace.splitlines()
+    best = None
+    for i, text in enumerate(lines):
+        frame = _FRAME.search(text)
+        if frame is None or frame["file"].startswith((_TORCH, _HERE)):
+            continue
+        source = lines[i + 1].strip() if i + 1 < len(lines) and not _FRAME.search(lines[i + 1]) else ""
+        best = Location(frame["file"], int(frame["line"]), frame["function"], source)
+    return best
+
+
+def describe(node: Node) -> str:
+    """A node as messages name it: ``'add_3' (model.py:41, stages.0.blocks.1)``."""
+    where = [str(part) for part in (location(node), module_path(node)) if part]
+    return f"'{node.name}' ({', '.join(where)})" if where else f"'{node.name}'"
