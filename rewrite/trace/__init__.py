@@ -1,0 +1,17 @@
+"""Capture: from the user's module to a :class:`~rewrite.graph.Graph` that has been compared with it.
+
+:func:`capture` is the entry. :func:`build` and :func:`normalize` serve front ends that have a traced program already;
+:func:`retarget` moves a graph to another device.
+"""
+
+from __future__ import annotations
+
+from rewrite.trace.build import build
+from rewrite.trace.capture import Capture, capture
+from rewrite.trace.device import retarget
+from rewrite.trace.guard import check_model, unwrap
+from rewrite.trace.isolate import isolated
+from rewrite.trace.normalize import normalize
+from rewrite.trace.twin import replica
+
+__all__ = ["Capture", "capture", "build", "check_model", "isolated", "normalize", "replica", "retarget", "unwrap"]

@@ -1,0 +1,170 @@
+"""``capture``: a module and an example call become a graph that has been compared with the module."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rewrite import compat
+from rewrite.errors import CaptureError, GraphError
+from rewrite.provenance import location
+from rewrite.trace import guard, twin
+from rewrite.trace.batch import plans, squeezes_batch
+from rewrite.trace.build import build
+from rewrite.trace.compare import same
+from rewrite.trace.errors import capture_error, first_line, is_hopeless, place
+from rewrite.trace.export import Exported, export
+from rewrite.trace.isolate import isolated
+from rewrite.trace.judge import judge
+from rewrite.trace.normalize import normalize
+from rewrite.trace.rehearse import changes, rehearse
+
+if TYPE_CHECKING:
+    from rewrite.graph import Graph
+    from rewrite.trace.batch import Plan
+    from rewrite.trace.rehearse import Rehearsal
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured model.
+
+    Attributes:
+        graph: the program in canonical functional form, over the user's very tensors.
+        model: the module that was captured, without its wrappers.
+        batch: the symbol of the batch in recorded sizes, None where the batch is fixed.
+        flat_inputs: the leaves of the example ``(args, kwargs)``.
+        notes: what the user should know, one sentence each.
+        seconds: what capture took.
+    """
+
+    graph: Graph
+    model: nn.Module
+    batch: str | None
+    flat_inputs: tuple[Any, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, training: bool = False
+) -> Capture:
+    """Capture ``model`` for an example call and compare the graph with it.
+
+    The model is traced through a copy of its structure and called twice through a copy of its own; it is not changed.
+    Inputs whose dimension 0 is that of the first tensor get a symbolic batch where forward allows it.
+
+    Args:
+        model: the module; wrappers for data parallelism and ``torch.compile`` are taken off.
+        args: positional arguments of the example call.
+        kwargs: keyword arguments of the example call.
+        training: capture training behaviour and gradients; else the model has to be in evaluation mode.
+
+    Raises:
+        InputError: the model or the inputs do not fit.
+        CaptureError: the model cannot be a functional graph; the message names the line or the attribute and a remedy.
+    """
+    start = time.perf_counter()
+    kwargs = {} if kwargs is None else kwargs
+    model = guard.unwrap(model)
+    guard.check_call(model, args, kwargs, training)
+    flat = compat.tree_flatten((args, kwargs))[0]
+    with isolated(model):
+        rehearsal = rehearse(model, args, kwargs)
+        graph, plan, notes = _trace(model, args, kwargs, rehearsal, training)
+    notes += _state_notes(rehearsal) + _constant_notes(graph, flat)
+    return Capture(graph, model, _symbol(graph, plan), tuple(flat), tuple(notes), time.perf_counter() - start)
+
+
+def _trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rehearsal: Rehearsal, training: bool
+) -> tuple[Graph, Plan, list[str]]:
+    """The first plan that gives a graph which does what the model does."""
+    flat = compat.tree_flatten((args, kwargs))[0]
+    failure: Exception | None = None
+    for plan in plans(flat):
+        last = not plan.carriers
+        try:
+            with twin.shadow(model) as shadow:
+                exported = export(shadow, args, kwargs, plan)
+            _check_functions(model, exported, training)
+            graph = normalize(build(exported.module, flat))
+        except CaptureError:
+            raise
+        except Exception as error:
+            if last or is_hopeless(error):
+                raise capture_error(error, model) from error
+            failure = failure or error
+            continue
+        try:
+            squeeze = squeezes_batch(graph)
+            if squeeze is not None and any(flat[i].shape[0] == 1 for i in plan.carriers):
+                raise GraphError(f"forward drops a batch of 1{place(location(squeeze))}")
+            graph.check()
+            judge(model, graph, rehearsal, args, kwargs)
+        except Exception as error:
+            if last:
+                raise (error if isinstance(error, CaptureError) else capture_error(error, model)) from error
+            failure = failure or error
+            continue
+        notes = _function_notes(exported, training)
+        if last and failure is not None:
+            notes.append(_fixed_batch(flat, failure))
+        return graph, plan, notes
+    raise AssertionError("the last plan is static and either returns or raises")
+
+
+def _check_functions(model: nn.Module, exported: Exported, training: bool) -> None:
+    if training and exported.functions:
+        raise CaptureError(
+            f"{type(model).__name__} applies the autograd function '{exported.functions[0]}', whose backward a graph "
+            "does not keep; register it with torch.library.custom_op, or leave this part out"
+        )
+
+
+# -- what the user should know ----------------------------------------------------------------------------------------
+
+
+def _function_notes(exported: Exported, training: bool) -> list[str]:
+    notes = [f"the backward of the autograd function '{name}' is not kept" for name in exported.functions]
+    if training and exported.checkpoints:
+        notes.append("activation checkpoints are not kept: training needs the memory of all activations")
+    return notes
+
+
+def _fixed_batch(flat: list[Any], failure: Exception) -> str:
+    size = next(leaf.shape[0] for leaf in flat if isinstance(leaf, torch.Tensor) and leaf.dim() > 0)
+    guard = re.search(r"generated guard (.+)", str(failure))
+    if guard is not None:
+        condition = re.sub(r"L\[[^ ]*\.size\(\)\[0\]", "batch", guard[1]).strip().removesuffix(".")
+        condition = condition.replace(" and batch <= IntInfinity()", "")
+        return f"the batch size is fixed at {size}: forward depends on it ({condition})"
+    if "specialized it to be a constant" in str(failure):
+        return f"the batch size is fixed at {size}: forward uses it as a constant"
+    return f"the batch size is fixed at {size}: {first_line(failure)}"
+
+
+def _state_notes(rehearsal: Rehearsal) -> list[str]:
+    written = rehearsal.first.written
+    lost = {name: pair for name, pair in written.items() if name not in rehearsal.registered and not same(*pair)}
+    if not lost:
+        return []
+    return [f"forward assigns {changes(lost)}, and the graph does not: what reads it later sees the old value"]
+
+
+def _constant_notes(graph: Graph, flat: list[Any]) -> list[str]:
+    return [
+        f"argument '{node.target}' is fixed at {leaf!r}"
+        for node, leaf in zip(graph.inputs, flat, strict=True)
+        if not isinstance(leaf, torch.Tensor) and leaf is not None
+    ]
+
+
+def _symbol(graph: Graph, plan: Plan) -> str | None:
+    sizes = [graph.inputs[i].meta["val"].shape[0] for i in plan.carriers]
+    return next((str(size) for size in sizes if isinstance(size, torch.SymInt)), None)
