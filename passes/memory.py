@@ -1,0 +1,103 @@
+"""What a rewrite that copies less changes in memory: strides that somebody sees, and outputs that share storage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rewrite import compat
+from rewrite.aliases import alias_sources, roots
+from rewrite.graph import fake_call
+from rewrite.ops import Reshape, value, view_as
+from rewrite.rule import Refusal
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from rewrite.graph import Graph
+
+aten = torch.ops.aten
+
+_READS_STRIDES = frozenset({
+    aten.as_strided.default, aten.view.default, aten.view.dtype, aten.view_as_complex.default,
+})  # fmt: skip
+
+
+def same_strides(a: Node, b: Node) -> bool:
+    """Whether two tensors of the same shape are recorded with the same strides."""
+    pairs = zip(value(a).stride(), value(b).stride(), strict=True)
+    return all(compat.statically_known_true(i == j) for i, j in pairs)
+
+
+def readers(node: Node) -> set[Node]:
+    """Every node that reads the value or a view of it, the graph's output among them."""
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        for user in top.users:
+            if user not in found:
+                found.add(user)
+                if top in alias_sources(user):
+                    stack.append(user)
+    return found
+
+
+def is_returned(node: Node) -> bool:
+    """Whether the model returns the value or a view of it, or writes it to its state."""
+    return any(reader.op == "output" for reader in readers(node))
+
+
+def sharing_refusal(source: Node, node: Node) -> Refusal | None:
+    """Why ``node``, a copy or a view of ``source``, may not become ``source`` itself: a caller would notice."""
+    if source.op != "call_function" and any(user.op == "output" for user in node.users):
+        return Refusal("the model returns a tensor of its own, which would become its input or weight itself", source)
+    if source in alias_sources(node) or not is_returned(node):
+        return None
+    for root in roots(source):
+        if root.op == "placeholder":
+            return Refusal("the model returns a copy, which would become a view of its input", root)
+        if root.op == "get_attr":
+            return Refusal("the model returns a copy, which would become a view of a weight", root)
+        if is_returned(root):
+            return Refusal("the model returns both the copy and the original, which would share memory", root)
+    return None
+
+
+def layout_refusal(
+    graph: Graph, source: Node, node: Node, requested: torch.memory_format | None = None
+) -> Refusal | None:
+    """Why ``source`` may not take the place of ``node``: strides that somebody sees would change.
+
+    A kernel may round otherwise on other strides, so readers must find those that are recorded. ``requested`` is a
+    layout that the model asks for by name: it holds for any input, also where the recorded strides agree by chance.
+    """
+    if requested is not None:
+        for reader in readers(node):
+            if reader.op == "output":
+                return Refusal("the model returns a value in a layout that it asks for", node)
+            if _reads_strides(reader):
+                return Refusal("asks for a layout on which another operator depends", reader)
+    if same_strides(source, node):
+        return None
+    for user in node.users:
+        reshape = view_as(user, Reshape)
+        if reshape is None:
+            return Refusal("the copy changes the strides that another operator reads", user)
+        if not _reshapes_alike(graph, source, user):
+            return Refusal("without the copy a reshape would have other strides", user)
+    return None
+
+
+def _reads_strides(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return node.target in _READS_STRIDES or node.target.namespace != "aten"
+
+
+def _reshapes_alike(graph: Graph, source: Node, reshape: Node) -> bool:
+    recorded = value(reshape)
+    direct = fake_call(graph.fake_mode, aten.reshape.default, (source, list(recorded.shape)), {})
+    pairs = zip(direct.stride(), recorded.stride(), strict=True)
+    return all(compat.statically_known_true(i == j) for i, j in pairs)

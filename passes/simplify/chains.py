@@ -1,0 +1,123 @@
+"""Two operators in a row that are one, or none: reshapes, permutations, negations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from passes.memory import same_strides, sharing_refusal
+from rewrite import compat
+from rewrite.graph import fake_call
+from rewrite.ops import Negation, Permute, Reshape, View, same_shape, same_type, value, view_as
+from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch.fx import Node
+
+    from rewrite.fragment import Builder
+    from rewrite.graph import Graph
+
+aten = torch.ops.aten
+
+
+def _pairs(kind: type[View], dirty: Iterable[Node]) -> Iterator[tuple[Any, Any]]:
+    """Views ``(inner, outer)`` of a kind where the outer one reads the inner one."""
+    for node in dirty:
+        outer = view_as(node, kind)
+        inner = None if outer is None else view_as(outer.operands[0], kind)
+        if inner is not None:
+            yield inner, outer
+
+
+def _match(rule: Rule, inner: View, outer: View, cancels: bool, **captures: Any) -> Match | Miss:
+    """The match of a pair. One that cancels may be read in the middle: the inner operator stays for those readers."""
+    nodes = (inner.node, outer.node)
+    refusal = sharing_refusal(inner.operands[0], outer.node) if cancels else None
+    if refusal is not None:
+        return Miss(rule.name, outer.node, refusal, 2)
+    shared = len(inner.node.users) > 1
+    if shared and not cancels:
+        reader = next(user for user in inner.node.users if user is not outer.node)
+        return Miss(rule.name, outer.node, Refusal("the value between the two is read elsewhere", reader), 2)
+    captures |= {"inner": inner, "outer": outer, "cancels": cancels, "shared": shared}
+    return Match(rule, nodes, nodes if shared else nodes[1:], captures)
+
+
+def _cancelled(match: Match, g: Builder) -> tuple[Node, ...]:
+    source: Node = match.inner.operands[0]
+    return (g.keep(match.inner.node), source) if match.shared else (source,)
+
+
+@dataclass(frozen=True)
+class MergeReshapes(Rule):
+    """Two reshapes, squeezes or unsqueezes in a row are one, or none where the first shape comes back."""
+
+    fidelity = Fidelity.BITWISE
+    radius = 1
+
+    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
+        """One match or miss for each reshape of a reshape."""
+        for inner, outer in _pairs(Reshape, dirty):
+            cancels = same_shape(inner.input, outer.node)
+            if cancels:
+                alike = same_strides(inner.input, outer.node)
+            else:
+                direct = fake_call(graph.fake_mode, aten.reshape.default, (inner.input, list(outer.shape)), {})
+                pairs = zip(direct.stride(), value(outer.node).stride(), strict=True)
+                alike = all(compat.statically_known_true(i == j) for i, j in pairs)
+            if alike:
+                yield _match(self, inner, outer, cancels)
+            else:
+                yield Miss(self.name, outer.node, Refusal("the merged reshape would have other strides", inner.node), 2)
+
+    def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
+        """One reshape to the last shape."""
+        if match.cancels:
+            return _cancelled(match, g)
+        return g(aten.reshape.default, match.inner.input, list(match.outer.shape))
+
+
+@dataclass(frozen=True)
+class MergePermutes(Rule):
+    """Two permutations in a row are one, or none where they are inverse to each other."""
+
+    fidelity = Fidelity.BITWISE
+    radius = 1
+
+    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
+        """One match or miss for each permutation of a permutation."""
+        for inner, outer in _pairs(Permute, dirty):
+            order = tuple(inner.order[dim] for dim in outer.order)
+            yield _match(self, inner, outer, order == tuple(range(len(order))), order=order)
+
+    def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
+        """One permutation with the composed order."""
+        if match.cancels:
+            return _cancelled(match, g)
+        return g(aten.permute.default, match.inner.input, list(match.order))
+
+
+@dataclass(frozen=True)
+class CancelNegations(Rule):
+    """``-(-x)`` is ``x``, for every value and sign."""
+
+    fidelity = Fidelity.BITWISE
+    radius = 1
+
+    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
+        """One match or miss for each negated negation."""
+        for inner, outer in _pairs(Negation, dirty):
+            if not same_type(inner.input, outer.node):
+                continue
+            if same_strides(inner.input, outer.node):
+                yield _match(self, inner, outer, True)
+            else:
+                yield Miss(self.name, outer.node, Refusal("the original has other strides", inner.input), 2)
+
+    def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
+        """The value that was negated twice."""
+        return _cancelled(match, g)

@@ -1,0 +1,30 @@
+"""Copies that nobody needs: ``clone``, dropout in evaluation, conversions to the dtype that a value has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from passes.simplify.removal import Removal
+from rewrite.ops import Cast, Copy
+from rewrite.rule import Fidelity
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from rewrite.ops import View
+
+
+@dataclass(frozen=True)
+class RemoveCopy(Removal):
+    """Read the original in place of its copy.
+
+    A copy that changes the layout stays, except before reshapes that copy anyway. So does one that keeps an output
+    apart from an input, a weight or another output.
+    """
+
+    fidelity = Fidelity.BITWISE
+
+    def source(self, found: View) -> Node | None:
+        """The copied tensor."""
+        return found.input if isinstance(found, (Copy, Cast)) else None

@@ -1,0 +1,80 @@
+"""Common subexpressions: the same operator on the same operands, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from passes.memory import is_returned
+from rewrite.graph import is_pure
+from rewrite.ops import arguments
+from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
+from rewrite.weights import is_algebra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rewrite.fragment import Builder
+    from rewrite.graph import Graph
+
+
+@dataclass(frozen=True)
+class MergeDuplicates(Rule):
+    """Compute a value once that is computed twice: same operator, same operands, no randomness.
+
+    Two values that the model returns stay two. Weight code of the model and the same code made by a rule stay two:
+    they are rounded in different places.
+    """
+
+    fidelity = Fidelity.BITWISE
+    radius = 1
+
+    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
+        """One match or miss for each of ``dirty`` that another node repeats."""
+        for node in dirty:
+            if node.op != "call_function" or not is_pure(node):
+                continue
+            for other in _candidates(graph, node):
+                if other is not node and _same_call(node, other):
+                    yield self._pair(*sorted((node, other)))
+                    break
+
+    def _pair(self, first: Node, second: Node) -> Match | Miss:
+        if is_returned(first) and is_returned(second):
+            return Miss(self.name, second, Refusal("the model returns both values, which would share memory", first), 2)
+        return Match(self, (first, second), (first, second))
+
+    def rewrite(self, match: Match, g: Builder) -> tuple[Node, Node]:
+        """The earlier node, for the readers of both."""
+        kept = g.keep(match.nodes[0])
+        return kept, kept
+
+
+def _candidates(graph: Graph, node: Node) -> list[Node]:
+    """Nodes with the same target; those that share an operand, where there is one that is a single node."""
+    for operand in node.all_input_nodes:
+        if operand.op != "get_attr":  # several nodes may name the same weight
+            return [user for user in operand.users if user.target == node.target]
+    return list(graph.fx.find_nodes(op="call_function", target=node.target))
+
+
+def _same_call(a: Node, b: Node) -> bool:
+    if is_algebra(a) != is_algebra(b):
+        return False
+    if isinstance(a.target, torch._ops.OpOverload):
+        return _same(list(arguments(a).values()), list(arguments(b).values()))
+    return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Node) and isinstance(b, Node):
+        return a is b or (a.op == b.op == "get_attr" and a.target == b.target)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    # 1, 1.0 and True promote otherwise, 0.0 and -0.0 differ: the text tells them apart
+    return type(a) is type(b) and repr(a) == repr(b)

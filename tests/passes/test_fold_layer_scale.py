@@ -1,0 +1,74 @@
+"""Factors for each channel folded into the layer before them, against the eager model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from passes import FoldLayerScale
+from tests.passes.blocks import Block, conv
+from tests.passes.rewriting import assert_exact, rewrite
+
+Forward = Callable[[Block, Tensor], Tensor]
+
+FOLDED: dict[str, tuple[nn.Module, Forward]] = {
+    "convolution": (conv(4, 6, 3), lambda self, x: self.layer(x) * self.scale[:, None, None]),
+    "divided": (conv(4, 6, 3, bias=False), lambda self, x: self.layer(x) / self.scale[None, :, None, None]),
+    "scale first": (conv(4, 6, 3), lambda self, x: self.scale[:, None, None] * self.layer(x)),
+    "transposed with groups": (
+        nn.ConvTranspose2d(4, 6, 3, groups=2),
+        lambda self, x: self.layer(x) * self.scale[:, None, None],
+    ),
+    "linear": (nn.Linear(5, 6), lambda self, x: self.layer(x) * self.scale),
+    "linear without bias": (nn.Linear(5, 6, bias=False), lambda self, x: self.layer(x) * self.scale),
+    "matrix": (nn.Linear(5, 6), lambda self, x: torch.mm(x[0, 0], self.layer.weight.T) * self.scale),
+    "channels first again": (
+        nn.Linear(5, 6),
+        lambda self, x: self.layer(x).permute(0, 3, 1, 2) * self.scale[:, None, None],
+    ),
+    "flattened": (conv(4, 6, 3), lambda self, x: self.layer(x).flatten(2).mT * self.scale),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_the_factor_disappears(name: str):
+    layer, forward = FOLDED[name]
+    model = Block(forward, layer=layer, scale=torch.randn(6)).eval()
+    x = torch.randn(2, 4, 7, 5)
+    result = rewrite(model, FoldLayerScale(), x)
+    assert len(result.record.commits) == 1
+    assert not {"mul", "div"} & set(result.operators)
+    assert_exact(result, model, x)
+
+
+KEPT: dict[str, Forward] = {
+    "varies along another dimension": lambda self, x: self.layer(x) * self.scale,
+    "depends on the input": lambda self, x: self.layer(x) * x.mean((2, 3), keepdim=True),
+    "is divided by the layer": lambda self, x: self.scale[:, None, None] / self.layer(x),
+    "applies to channels that a reshape mixed": lambda self, x: self.layer(x).reshape(2, 3, 8, 4) * self.scale[:4],
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_other_factors_stay(name: str):
+    model = Block(KEPT[name], layer=conv(4, 4, 1), scale=torch.randn(4)).eval()
+    x = torch.randn(2, 4, 6, 4)
+    result = rewrite(model, FoldLayerScale(), x)
+    assert not result.record.commits
+    if "another" in name:
+        assert result.reasons == ["the factor is not one for each output channel of the layer"]
+
+
+def test_a_layer_that_is_read_elsewhere_keeps_its_weights():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y * self.scale[:, None, None] + y.relu()
+
+    result = rewrite(
+        Block(forward, layer=conv(4, 4, 1), scale=torch.randn(4)).eval(), FoldLayerScale(), torch.randn(2, 4, 6, 4)
+    )
+    assert not result.record.commits
+    assert any("is also read elsewhere" in reason for reason in result.reasons)
