@@ -1,0 +1,139 @@
+"""What a program costs, counted from the graph alone: operators, weights, arithmetic, memory traffic.
+
+Counts do not depend on the machine. They say how much smaller a program became, not how much faster.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+
+from rewrite.flops import Sizes, flops, tensors
+from rewrite.ops import Cast, Reshape, value, view
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import Node
+
+    from rewrite.graph import Graph
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Static counts of a program, for one sample where its batch is symbolic. They add up.
+
+    Attributes:
+        weight_bearing: operators that depend on the call's inputs and read a floating-point weight, directly or
+            through code on weights alone: convolutions, linear layers, products with a weight, norms with weights,
+            embeddings, learned scales and positions. An operator that reads several weights counts once.
+        operators: all operators that give tensors, views and weight code included; not ``getitem``, not sizes.
+        parameters: elements of the floating-point and complex weights in use. Statistics of norms and constants are
+            among them; a tensor that goes by several names counts once.
+        weight_bytes: bytes of all weights in use, integers too.
+        flops: floating-point operations; see :mod:`rewrite.flops`.
+        activation_bytes: bytes that operators on the call's inputs write. A view writes nothing.
+    """
+
+    weight_bearing: int = 0
+    operators: int = 0
+    parameters: int = 0
+    weight_bytes: int = 0
+    flops: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, spec.name) + getattr(other, spec.name) for spec in fields(self)))
+
+
+def count(graph: Graph) -> Counts:
+    """The counts of a graph. Unknown operators count by their elements; nothing is executed."""
+    sizes = Sizes(graph)
+    total = _weights(graph)
+    bearing = _weight_values(graph)
+    for node in graph.calls():
+        if node.target is operator.getitem or not tensors(node):
+            continue
+        constant = graph.is_constant(node)
+        total += Counts(
+            weight_bearing=int(not constant and any(argument in bearing for argument in _read(node))),
+            operators=1,
+            flops=flops(node, sizes),
+            activation_bytes=0 if constant else _written(node, sizes),
+        )
+    return total
+
+
+def _weights(graph: Graph) -> Counts:
+    read = {argument for node in graph.nodes for argument in _read(node)}
+    found: dict[tuple[object, ...], Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node in read:
+            tensor = graph.weights[str(node.target)]
+            found[_identity(tensor)] = tensor
+    return Counts(
+        parameters=sum(tensor.numel() for tensor in found.values() if _is_real_or_complex(tensor)),
+        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
+    )
+
+
+def _read(node: Node) -> list[Node]:
+    """The nodes whose values an operator reads, without those that only say which dtype and device its result has."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = node.target._opname
+        if node.target is aten.to.other:
+            return node.all_input_nodes[:1]
+        if name.startswith("new_") or name.endswith("_like"):
+            return []
+    return node.all_input_nodes
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for two tensors that are the same elements of the same memory."""
+    pointer = tensor.data_ptr()
+    return (pointer, tensor.dtype, tensor.shape, tensor.stride()) if pointer else (id(tensor),)
+
+
+def _is_real_or_complex(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+
+
+def _weight_values(graph: Graph) -> set[Node]:
+    """The constant nodes whose value comes from a floating-point weight."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            if any(_is_real_or_complex(tensor) for tensor in tensors(node)):
+                found.add(node)
+        elif any(argument in found for argument in _read(node)) and graph.is_constant(node):
+            found.add(node)
+    return found
+
+
+def _written(node: Node, sizes: Sizes) -> int:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.is_view:
+        found = view(node)
+        if isinstance(found, Reshape):
+            return 0 if _views(node, sizes) else _bytes(node, sizes)
+        if not isinstance(found, Cast) or value(found.input).dtype == found.dtype:
+            return 0
+    return _bytes(node, sizes)
+
+
+def _bytes(node: Node, sizes: Sizes) -> int:
+    return sum(sizes.elements(tensor) * tensor.dtype.itemsize for tensor in tensors(node))
+
+
+def _views(node: Node, sizes: Sizes) -> bool:
+    """Whether a reshape needs no copy at the recorded strides."""
+    source = node.all_input_nodes[0].meta["val"]
+    try:
+        sizes.stand_in(source).view(sizes.shape(node))
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""The report of one run: everything that was done, refused and measured."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rewrite.errors import InputError
+from rewrite.names import nearest
+from rewrite.report.diff import Diff, diff_of
+from rewrite.report.json import report_data
+from rewrite.report.table import report_text, rule_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rewrite.cost import Counts
+    from rewrite.driver import Refused, StepRecord
+    from rewrite.verdict import Verdict
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What a run did to a model; ``print(report)`` shows it as a table.
+
+    Attributes:
+        model_name: the class of the model.
+        pipeline: the text of the pipeline, which parses back to it.
+        records: what each step did, in order.
+        before, after: the counts of the program as captured and as rewritten.
+        model_verdict: the comparison of the whole rewritten model with the source, None where it was not made.
+        time: wall time in seconds by phase (capture, passes, verification, lowering, ...), without overlap.
+        notes: what the user should know, a sentence each.
+        versions: the versions that the run depended on, by name.
+    """
+
+    model_name: str
+    pipeline: str
+    records: Sequence[StepRecord]
+    before: Counts
+    after: Counts
+    model_verdict: Verdict | None = None
+    time: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def refusals(self, rule: str | None = None) -> list[Refused]:
+        """The places where a rule (or any rule of a step) began to match and did not, with reason and remedy.
+
+        :func:`rewrite.report.refusals_text` gives them grouped, as text.
+
+        Raises:
+            InputError: nothing of that name ran.
+        """
+        self._require(rule)
+        return [
+            refused
+            for record in self.records
+            for refused in record.refused
+            if rule in (None, refused.rule, _name(record))
+        ]
+
+    def diff(self, rule: str | None = None, collapse: bool = False, algebra: bool = True) -> Diff:
+        """What a rule or a step (or, by default, the run) changed, as a unified diff of the program.
+
+        Args:
+            rule: the name of a rule or a step.
+            collapse: show rewrites that differ in names alone once, with the number of the others.
+            algebra: show what computes new weights from old ones. Else lines of it are counted, and rewrites of nothing
+                else are left out.
+
+        Raises:
+            InputError: nothing of that name ran.
+        """
+        self._require(rule)
+        commits = [commit for record in self.records for commit in record.commits]
+        return diff_of([commit for commit in commits if rule in (None, commit.rule, commit.step)], collapse, algebra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON: dictionaries, lists, strings and numbers.
+
+        ``format`` numbers the layout and grows with every change that breaks readers. Numbers that JSON does not have
+        (infinities and NaN) are None.
+        """
+        return report_data(self)
+
+    def _require(self, rule: str | None) -> None:
+        if rule is None:
+            return
+        known = {_name(record) for record in self.records}
+        known.update(name for record in self.records for name in rule_names(record))
+        if rule not in known:
+            fired = dict.fromkeys(commit.rule for record in self.records for commit in record.commits)
+            made = f"rewrites were made by {', '.join(fired)}" if fired else "no rule made a rewrite"
+            raise InputError(f"no rule or step '{rule}' did anything in this run ({made}){nearest(rule, known)}")
+
+    def __str__(self) -> str:
+        return report_text(self)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _name(record: StepRecord) -> str:
+    return record.step.partition("{")[0]

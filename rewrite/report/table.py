@@ -1,0 +1,174 @@
+"""A report as a table in plain text, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rewrite.report.refusals import WIDTH, groups, reason_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rewrite.cost import Counts
+    from rewrite.driver import Refused, Rejection, StepRecord
+    from rewrite.report.data import Report
+    from rewrite.verdict import Verdict
+
+_HEAD = ("pass", "found", "applied", "refused", "rejected", "draws", "time")
+_NAME = 46
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+@dataclass
+class _Row:
+    """A pass, or one of its rules; ``remarks`` stand below it."""
+
+    name: str
+    applied: int = 0
+    refused: list[Refused] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    draws: str = ""
+    time: str = ""
+
+    @property
+    def found(self) -> int:
+        return self.applied + len(self.refused) + len(self.rejections)
+
+    def cells(self) -> tuple[str, ...]:
+        counts = (self.found, self.applied, len(self.refused), len(self.rejections))
+        return (self.name, *map(str, counts), self.draws, self.time)
+
+    def remarks(self) -> list[str]:
+        lines = []
+        if self.refused:
+            group = groups(self.refused)[0]
+            lines.append(f"refused {_part(len(group), len(self.refused))}: {reason_text(group[0])}")
+        if self.rejections:
+            first = self.rejections[0]
+            where = ", ".join(part for part in (first.source, first.module) if part)
+            place = f" ({where})" if where else ""
+            lines.append(f"rejected {_part(1, len(self.rejections))}: {first.reason}{place}")
+        return lines
+
+
+def _part(some: int, total: int) -> str:
+    return str(total) if some == total else f"{some} of {total}"
+
+
+def report_text(report: Report) -> str:
+    """The whole report: passes, counts, verification, times, notes.
+
+    ``found`` is how many places a rule looked at: where it was applied, where it was refused after it had begun to
+    match, and where verification rejected the result or the rule itself failed.
+    """
+    made = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    paragraphs = [
+        [f"{report.model_name}{f' ({made})' if made else ''}", *_wrapped("pipeline  ", report.pipeline)],
+        _passes(report.records),
+        _costs(report.before, report.after),
+        [*_wrapped("verification  ", _verification(report.model_verdict)), *_wrapped("time  ", _split(report))],
+        [line for note in report.notes for line in _wrapped("note  ", note)],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
+
+
+def _passes(records: Sequence[StepRecord]) -> list[str]:
+    rows: list[tuple[tuple[str, ...], list[str], str]] = []
+    for record in records:
+        step, *rules = _rows(record)
+        rows.append((step.cells(), [] if rules else step.remarks(), "  "))
+        rows += [(rule.cells(), rule.remarks(), "    ") for rule in rules]
+    if not rows:
+        return []
+    widths = [max(len(cells[i]) for cells in (_HEAD, *(row[0] for row in rows))) for i in range(len(_HEAD))]
+    lines = [_aligned(_HEAD, widths)]
+    for cells, remarks, indent in rows:
+        lines.append(_aligned(cells, widths))
+        lines += [line for remark in remarks for line in _wrapped(indent, remark)]
+    return lines
+
+
+def rule_names(record: StepRecord) -> list[str]:
+    """The rules that a step has something to say of, each once: those that rewrote first, in that order."""
+    names = [commit.rule for commit in record.commits]
+    names += [refused.rule for refused in record.refused]
+    return list(dict.fromkeys(names + [rejection.rule for rejection in record.rejections]))
+
+
+def _rows(record: StepRecord) -> list[_Row]:
+    """The row of a step, then those of its rules unless the step is its only rule."""
+    step = _Row(_short(record.step), len(record.commits), record.refused, record.rejections, str(record.draws),
+                _seconds(record.seconds))  # fmt: skip
+    names = rule_names(record)
+    if names in ([], [record.step.partition("{")[0]]):
+        return [step]
+    return [step] + [
+        _Row(
+            f"  {_short(name)}",
+            sum(commit.rule == name for commit in record.commits),
+            [refused for refused in record.refused if refused.rule == name],
+            [rejection for rejection in record.rejections if rejection.rule == name],
+        )
+        for name in names
+    ]
+
+
+def _short(name: str) -> str:
+    return textwrap.shorten(name, _NAME, placeholder="...") if " " in name else name[:_NAME]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = zip(cells, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip()
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label), break_long_words=False)
+
+
+def _costs(before: Counts, after: Counts) -> list[str]:
+    rows = [("", "before", "after", "change")]
+    for label, name, unit in (
+        ("weight-bearing operators", "weight_bearing", ""),
+        ("operators", "operators", ""),
+        ("parameters", "parameters", None),
+        ("weights", "weight_bytes", "B"),
+        ("FLOPs per sample", "flops", None),
+        ("activations written per sample", "activation_bytes", "B"),
+    ):
+        old, new = getattr(before, name), getattr(after, name)
+        texts = [str(number) if unit == "" else _scaled(number, unit or "") for number in (old, new)]
+        rows.append((label, *texts, f"{100 * (new - old) / old:+.0f} %" if old else ""))  # type: ignore[arg-type]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return [_aligned(row, widths) for row in rows]
+
+
+def _scaled(number: int, unit: str) -> str:
+    """Three digits and a decimal prefix: ``8.31 M``, ``33.2 MB``."""
+    value, power = float(number), 0
+    while float(f"{value:.3g}") >= 1000 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    text = f"{value:#.3g}".rstrip(".") if power else str(number)
+    return f"{text} {_PREFIXES[power]}{unit}".rstrip()
+
+
+def _verification(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "the whole model was not compared with the source"
+    spent = f"{verdict.draws} draw{'s' * (verdict.draws != 1)}, {_seconds(verdict.seconds)}"
+    if not verdict.accepted:
+        return f"the whole model does NOT agree with the source: {verdict.reason} ({spent})"
+    return f"the whole model agrees with the source; its error is {verdict.error:.2g} of what is allowed ({spent})"
+
+
+def _split(report: Report) -> str:
+    if not report.time:
+        return ""
+    parts = ", ".join(f"{phase} {_seconds(seconds)}" for phase, seconds in report.time.items())
+    return f"{_seconds(sum(report.time.values()))}: {parts}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s"

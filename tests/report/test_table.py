@@ -1,0 +1,76 @@
+import pytest
+
+from rewrite.driver import StepRecord
+from rewrite.report.table import _scaled
+from rewrite.verdict import Verdict
+from tests.report.records import commit, refused, report
+
+TEXT = """\
+Net (torch 2.13.0)
+pipeline  fold-constants, reparameterize{max_kernel=31}, simplify
+
+pass                           found  applied  refused  rejected  draws    time
+fold-constants                     0        0        0         0      0  0.01 s
+reparameterize{max_kernel=31}      6        3        3         0      9  1.25 s
+  fold-batch-norm                  3        3        0         0
+  merge-parallel                   3        0        3         0
+    refused 2 of 3: 'relu_2' (net.py:4, stages.2) is also read elsewhere: 'stride' (net.py:91)
+simplify                           1        0        0         1      1  0.50 s
+  rejected 1: error 3 times the bound at channel 7 (net.py:99, head)
+
+                                 before    after  change
+weight-bearing operators              9        3   -67 %
+operators                            20       11   -45 %
+parameters                       8.31 M   7.03 M   -15 %
+weights                         33.2 MB  28.1 MB   -15 %
+FLOPs per sample                 2.73 G   2.50 G    -8 %
+activations written per sample  1.00 MB   500 kB   -50 %
+
+verification  the whole model agrees with the source; its error is 0.12 of what is allowed (2 draws,
+              0.80 s)
+time  2.60 s: capture 2.10 s, passes 0.50 s
+
+note  one note"""
+
+
+def test_the_whole_report():
+    assert str(report()) == TEXT
+    assert repr(report()) == TEXT
+
+
+def test_html_is_the_text_escaped():
+    shown = report(notes=("a < b",))._repr_html_()
+    assert "a &lt; b" in shown
+    assert shown.startswith("<pre>Net")
+
+
+def test_no_line_passes_a_hundred_columns():
+    record = StepRecord(
+        "choose{" + ", ".join(f"option_{i}={i}" for i in range(20)) + "}",
+        commits=[commit(1, 0, rule="a-rule-with-a-name-that-goes-on-and-on-" + "and-on" * 9)],
+        refused=[refused("add", "because " * 30, remedy="do " * 30)],
+    )
+    text = str(report(records=[record] * 20, pipeline=", ".join([record.step] * 5), notes=("word " * 60,)))
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_rejected_model_is_said_so():
+    text = str(report(model_verdict=Verdict(False, "output 0 differs by 0.5 at row 3", draws=1)))
+    assert "does NOT agree with the source: output 0 differs by 0.5 at row 3 (1 draw, 0.00 s)" in " ".join(text.split())
+
+
+def test_what_was_not_done_is_not_claimed():
+    text = str(report(model_verdict=None, records=[], time={}, notes=(), versions={}))
+    assert "was not compared" in text
+    assert text.startswith("Net\n")
+    for absent in ("found", "time  ", "note"):
+        assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (9_999, "10.0 kB"), (99_950, "100 kB"), (999_499, "999 kB"),
+     (999_500, "1.00 MB"), (1_234_567_890, "1.23 GB"), (10**15, "1.00 PB"), (10**19, "1.00e+04 PB")],
+)  # fmt: skip
+def test_numbers_have_three_digits_and_a_prefix(number: int, text: str):
+    assert _scaled(number, "B") == text
