@@ -1,0 +1,148 @@
+"""Lowering with TorchInductor, for certain sizes, without Dynamo.
+
+The graph is flat and its sizes are known, so nothing is left for Dynamo to trace or guard: that saves most of a
+millisecond at each call. With frozen weights Inductor packs them and chooses channels-last itself; where weights stay
+arguments, the kernels of convolutions are laid out in channels-last beforehand.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rewrite import compat
+from rewrite.lowering import flat_module, run_eagerly, written_weights
+from rewrite.ops import Convolution, view_as
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch.fx import GraphModule
+
+    from rewrite.graph import Graph
+    from rewrite.lowering import Executable
+
+aten = torch.ops.aten
+
+# Inductor keeps state of a compilation in globals.
+_COMPILING = threading.RLock()
+
+
+def available() -> bool:
+    """Whether Inductor can compile here: a C++ compiler for the CPU, or an accelerator with Triton."""
+    return compat.cpp_compiler() is not None or torch.accelerator.is_available()
+
+
+class Inductor:
+    """Compiles a graph for the sizes, strides, dtypes and device of an example."""
+
+    name = "TorchInductor"
+    freezes = True
+    static = True
+
+    def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights with the kernels of convolutions in channels-last layout."""
+        kernels = _kernels(graph)
+        return {
+            name: tensor.contiguous(memory_format=torch.channels_last) if name in kernels else tensor
+            for name, tensor in weights.items()
+        }
+
+    def compile(self, graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], frozen: bool) -> Executable:
+        """Compile for inputs like the example. Gradients pass through if grad mode is on and a tensor requires them.
+
+        Raises:
+            Exception: whatever Inductor raises.
+        """
+        written = written_weights(graph)
+        arguments = [name for name in weights if not frozen or name in written]
+        taken = [i for i, name in enumerate(weights) if name in arguments]
+        literals = {i: value for i, value in enumerate(inputs) if not isinstance(value, Tensor)}
+        module = flat_module(graph, arguments, weights, literals)
+        tensors = [i for i in range(len(inputs)) if i not in literals]
+        examples = [_like(tensor) for tensor in (*(inputs[i] for i in tensors), *(weights[n] for n in arguments))]
+        results = _results(module, examples)
+        if not frozen:
+            _restore_strides(module, results, _results(module, _recorded_layout(graph, arguments, examples)))
+        computed = _keep_computed(module, results)
+        if not computed:
+            return run_eagerly(graph, tuple(weights))
+        with _COMPILING, warnings.catch_warnings():
+            # Inductor's own modules use what torch has deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            compiled = compat.inductor_compile(module, examples, {"freezing": frozen})
+
+        def run(inputs: Sequence[Any], weights: Sequence[Tensor]) -> Sequence[Any]:
+            found = compiled(*(inputs[i] for i in tensors), *(weights[i] for i in taken))
+            outputs = list(results)
+            for position, value in zip(computed, found, strict=True):
+                outputs[position] = value
+            return outputs
+
+        return run
+
+
+def _kernels(graph: Graph) -> set[str]:
+    """The names of weights that are kernels of two-dimensional convolutions and nothing else."""
+    found: dict[str, bool] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            layers = [view_as(user, Convolution) for user in node.users]
+            kernel = all(layer is not None and layer.weight is node and layer.dims == 2 for layer in layers)
+            found[str(node.target)] = kernel and bool(layers) and found.get(str(node.target), True)
+    return {name for name, kernel in found.items() if kernel}
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """An example of its own object: Inductor takes two arguments that are one object for one argument."""
+    return tensor.detach().requires_grad_(tensor.requires_grad and torch.is_grad_enabled())
+
+
+def _recorded_layout(graph: Graph, order: Sequence[str], examples: Sequence[Tensor]) -> list[Tensor]:
+    """The examples with kernels laid out as they were captured: what the strides of results follow."""
+    kernels = _kernels(graph)
+    recorded = {str(node.target): node.meta["val"].stride() for node in graph.nodes if node.op == "get_attr"}
+    start = len(examples) - len(order)
+    return [*examples[:start], *(
+        torch.empty_strided(tensor.shape, recorded[name], dtype=tensor.dtype, device=tensor.device)
+        if name in kernels else tensor
+        for name, tensor in zip(order, examples[start:], strict=True)
+    )]  # fmt: skip
+
+
+def _results(module: GraphModule, examples: Sequence[Tensor]) -> list[Any]:
+    """The outputs on fake tensors: numbers that the sizes decide, and strides."""
+    with compat.FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        return list(module(*(mode.from_tensor(example, static_shapes=True) for example in examples)))
+
+
+def _restore_strides(module: GraphModule, results: Sequence[Any], wanted: Sequence[Any]) -> None:
+    """Make outputs contiguous that would be channels-last for the layout of the kernels alone."""
+    output = module.graph.output_node()
+    values = list(output.args[0])  # type: ignore[arg-type]
+    with module.graph.inserting_before(output):
+        for i, (found, want) in enumerate(zip(results, wanted, strict=True)):
+            if isinstance(found, Tensor) and found.stride() != want.stride() and want.is_contiguous():
+                values[i] = module.graph.call_function(
+                    aten.clone.default, (values[i],), {"memory_format": torch.contiguous_format}
+                )
+    output.args = (tuple(values),)
+
+
+def _keep_computed(module: GraphModule, results: list[Any]) -> list[int]:
+    """Let the module return tensors that it computes only; their positions.
+
+    Inductor takes no other outputs under freezing. ``results`` keeps the constants, and forgets the fake tensors.
+    """
+    output = module.graph.output_node()
+    values: Any = output.args[0]
+    computed = [i for i, found in enumerate(results) if isinstance(found, Tensor)]
+    output.args = (tuple(values[i] for i in computed),)
+    results[:] = [None if isinstance(found, Tensor) else found for found in results]
+    module.recompile()
+    return computed

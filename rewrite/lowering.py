@@ -1,0 +1,205 @@
+"""Lowering: from a graph to something that runs. The interface, and what every lowering needs.
+
+A lowering gets a graph, its weights and one example of the flat inputs, and returns a function of both. It never
+writes: new values of state come back as outputs, and the caller stores them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, fx
+from torch.fx import GraphModule, Node
+
+from rewrite.graph import Graph, Mutation, Signature
+from rewrite.ops.view import arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+aten = torch.ops.aten
+
+_FUNCTIONAL_NORM = aten._native_batch_norm_legit_functional.default
+
+Executable = Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]]
+"""``run(inputs, weights)`` gives the flat outputs, the values of mutations last."""
+
+
+class Lowering(Protocol):
+    """A way to run graphs.
+
+    Attributes:
+        name: in messages and reports.
+        freezes: whether :meth:`compile` can bake weights in.
+        static: whether an executable holds for the sizes of its example only.
+    """
+
+    name: str
+    freezes: bool
+    static: bool
+
+    def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights as executables that are not frozen want them; the same values, shapes and dtypes."""
+        ...
+
+    def compile(self, graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], frozen: bool) -> Executable:
+        """An ``Executable`` of ``graph`` for inputs with the dtypes, devices and, if static, sizes of the example.
+
+        Args:
+            graph: not changed.
+            weights: by name, all that the graph reads and writes, in the order in which the executable takes them;
+                arranged, unless ``frozen``.
+            inputs: the flat inputs; only their metadata is read.
+            frozen: the values of weights that a call does not write may be baked in. Such an executable ignores what it
+                is given for them.
+        """
+        ...
+
+
+def written_weights(graph: Graph) -> tuple[str, ...]:
+    """The names of the weights that a call writes."""
+    return tuple(mutation.target for mutation in graph.signature.mutations if mutation.kind == "weight")
+
+
+def weight_order(graph: Graph) -> tuple[str, ...]:
+    """The names of the weights that a graph reads or writes, in the order of first use; written ones come first."""
+    used = (str(node.target) for node in graph.nodes if node.op == "get_attr")
+    return tuple(dict.fromkeys((*written_weights(graph), *used)))
+
+
+def flat_module(
+    graph: Graph,
+    arguments: Sequence[str],
+    baked: Mapping[str, Tensor] | None = None,
+    literals: Mapping[int, Any] | None = None,
+) -> GraphModule:
+    """The graph as a module that is called with flat inputs, then weights, and returns a tuple of all flat outputs.
+
+    Args:
+        graph: not changed.
+        arguments: the weights that are arguments, in order.
+        baked: the other weights, which become attributes.
+        literals: inputs by position that are constants; the module does not take them.
+    """
+    baked, literals = baked or {}, literals or {}
+    nodes = fx.Graph()
+    mapping: dict[Node, Any] = {}
+    for i, node in enumerate(graph.inputs):
+        mapping[node] = literals[i] if i in literals else _placeholder(nodes, node)
+    weights = {name: nodes.placeholder(f"weight_{name.replace('.', '_')}") for name in arguments}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            mapping[node] = weights[name] if name in weights else nodes.node_copy(node)
+        elif node.op == "call_function":
+            args, kwargs = fx.map_arg((node.args, node.kwargs), mapping.__getitem__)
+            mapping[node] = nodes.create_node("call_function", node.target, args, kwargs, node.name)
+            mapping[node].meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
+    nodes.output(tuple(mapping[value] if isinstance(value, Node) else value for value in graph.outputs))
+    used = {str(node.target) for node in nodes.nodes if node.op == "get_attr"}
+    return GraphModule({name: baked[name] for name in used}, nodes)
+
+
+def _placeholder(nodes: fx.Graph, node: Node) -> Node:
+    placeholder = nodes.placeholder(str(node.target))
+    placeholder.meta = {key: node.meta[key] for key in ("stack_trace",) if key in node.meta}
+    return placeholder
+
+
+def run_eagerly(graph: Graph, order: Sequence[str]) -> Executable:
+    """An ``Executable`` that runs the operators one by one, for inputs of any size that the graph takes.
+
+    Args:
+        graph: not changed.
+        order: the names of the weights that it takes.
+    """
+    module = flat_module(graph, order)
+
+    def run(inputs: Sequence[Any], weights: Sequence[Tensor]) -> Sequence[Any]:
+        return module(*inputs, *weights)  # type: ignore[no-any-return]
+
+    return run
+
+
+def differentiable(graph: Graph) -> Graph:
+    """A copy whose batch norms update their running statistics themselves, in place.
+
+    The functional batch norm saves the statistics for its backward, and writing the new ones back afterwards
+    invalidates them. ``aten.batch_norm`` is made for that. Writes that it takes over leave the signature.
+    """
+    twin = graph.copy()
+    count = twin.signature.outputs
+    results = twin.outputs[:count]
+    state = dict(zip(twin.signature.mutations, twin.outputs[count:], strict=True))
+    holders = _holders(results, state)
+    norms = {value.args[0] for value in holders}
+    readers = {user for weight in holders.values() for user in weight.users}
+    if not readers <= norms or not all(isinstance(norm, Node) and _is_updatable(norm, holders) for norm in norms):
+        return twin
+    kept = {mutation: value for mutation, value in state.items() if value not in holders}
+    twin.output.args = ((*results, *kept.values()),)
+    signature = twin.signature
+    twin.signature = Signature(
+        signature.in_spec, signature.out_spec, signature.argument_names, signature.outputs, tuple(kept)
+    )
+    for norm in twin.calls():
+        if norm in norms:
+            _update_in_place(twin, norm, holders)
+    twin.eliminate_dead()
+    return twin
+
+
+def _holders(results: Sequence[Any], state: Mapping[Mutation, Any]) -> dict[Node, Node]:
+    """For each new running statistic that is stored: the weight that holds it.
+
+    A batch norm that is called twice makes a chain: the second call reads what the first one wrote.
+    """
+    holders: dict[Node, Node] = {}
+    for mutation, value in state.items():
+        chain: list[Node] = []
+        link = value
+        while isinstance(link, Node) and _statistic(link) is not None:
+            chain.append(link)
+            link = _statistic(link)
+        stored = isinstance(link, Node) and link.op == "get_attr" and str(link.target) == mutation.target
+        if stored and mutation.kind == "weight" and not any(value in results for value in chain):
+            holders.update((value, link) for value in chain)
+    return holders
+
+
+def _statistic(value: Node) -> Node | None:
+    """The running statistic that a functional batch norm updates to ``value``; None where it is no such value."""
+    if value.target is not operator.getitem or value.args[1] not in (3, 4):
+        return None
+    norm = value.args[0]
+    if not isinstance(norm, Node) or norm.target is not _FUNCTIONAL_NORM:
+        return None
+    old = arguments(norm)["running_mean" if value.args[1] == 3 else "running_var"]
+    return old if isinstance(old, Node) else None
+
+
+def _is_updatable(norm: Node, holders: Mapping[Node, Node]) -> bool:
+    """Whether a functional batch norm gives its result, and new statistics that go nowhere else."""
+    items = {user.args[1]: user for user in norm.users if user.target is operator.getitem}
+    if set(items) != {0, 3, 4} or len(items) != len(norm.users):
+        return False
+    return all(
+        items[i] in holders and all(user.op == "output" or user.target is _FUNCTIONAL_NORM for user in items[i].users)
+        for i in (3, 4)
+    )
+
+
+def _update_in_place(graph: Graph, norm: Node, holders: Mapping[Node, Node]) -> None:
+    items = {user.args[1]: user for user in norm.users}
+    bound = arguments(norm)
+    with graph.fx.inserting_before(norm):
+        updating = graph.fx.call_function(
+            aten.batch_norm.default,
+            (bound["input"], bound["weight"], bound["bias"], holders[items[3]], holders[items[4]], bound["training"],
+             bound["momentum"], bound["eps"], torch.backends.cudnn.enabled),
+        )  # fmt: skip
+    updating.meta = {**norm.meta, "val": norm.meta["val"][0]}
+    items[0].replace_all_uses_with(updating)

@@ -1,0 +1,7 @@
+"""The modules that ``optimize`` and ``transform`` return."""
+
+from rewrite.result.module import OptimizedModule
+from rewrite.result.program import Program
+from rewrite.result.trainable import TransformedModule
+
+__all__ = ["OptimizedModule", "Program", "TransformedModule"]

@@ -1,0 +1,69 @@
+"""A call's flat inputs and what identifies it: the key of a lowering."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rewrite import compat
+from rewrite.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+Tree = int | compat.TreeSpec
+"""The structure of a call: the number of positional tensors, or the tree of ``(args, kwargs)`` for anything else."""
+
+
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Tree]:
+    """The leaves of a call and its structure."""
+    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        return list(args), len(args)
+    return compat.tree_flatten((args, kwargs))
+
+
+def tree_of(structure: Tree) -> compat.TreeSpec:
+    """The tree of ``(args, kwargs)``."""
+    return _positional(structure) if isinstance(structure, int) else structure
+
+
+@lru_cache(maxsize=32)
+def _positional(count: int) -> compat.TreeSpec:
+    return compat.tree_flatten(((0,) * count, {}))[1]
+
+
+def key(flat: list[Any], structure: Tree, differentiate: bool) -> Hashable:
+    """What a lowering is compiled for: structure, sizes, strides, dtypes, devices, autocast, and threads.
+
+    Raises:
+        InputError: an argument that no graph can take.
+    """
+    autocast = _autocast(flat) if compat.is_any_autocast() else None
+    found = structure, tuple(map(_leaf, flat)), differentiate, autocast, torch.get_num_threads()
+    try:
+        hash(found)
+    except TypeError as error:
+        wrong = next(type(value).__name__ for value in flat if type(value).__hash__ is None)
+        raise InputError(f"an argument is a {wrong}, which a graph cannot take; pass tensors and numbers") from error
+    return found
+
+
+def _leaf(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        # the strides of sizes of one carry no meaning, so contiguous ones are one class
+        layout = True if value.is_contiguous() else value.stride()
+        return value.shape, layout, value.dtype, value.device
+    return type(value), value
+
+
+def _autocast(flat: list[Any]) -> Hashable:
+    kinds = sorted({value.device.type for value in flat if isinstance(value, Tensor)})
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
+
+
+def needs_gradient(flat: list[Any]) -> bool:
+    """Whether gradients with respect to an input are asked for."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat)

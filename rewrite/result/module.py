@@ -1,0 +1,175 @@
+"""``OptimizedModule``: what ``optimize`` returns."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rewrite.errors import RewriteError
+from rewrite.result.engine import Engine
+from rewrite.result.mirror import TRAINING, Mirror, find
+from rewrite.result.reading import read_through, refuse_pickling
+from rewrite.trace.guard import unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch.fx import GraphModule
+
+    from rewrite.lowering import Lowering
+    from rewrite.result.program import Program
+
+_TREE = ("_parameters", "_buffers", "_modules")
+_OWN = frozenset((*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set"))
+
+
+class OptimizedModule(Mirror):
+    """A model, rewritten for inference, with the model's signature, ``state_dict`` and attributes.
+
+    **Whose weights.** The result computes with the model's own memory, through parameters of its own. ``to``, ``half``,
+    ``load_state_dict`` and the like first give it a copy, and from then on it follows the model no longer;
+    ``copy.deepcopy`` gives such a result too. So nothing done to the result reaches the model, with one exception: a
+    write in place into ``result.parameters()`` while it follows. Buffers that a call writes are the result's own.
+
+    **Changed weights.** At each call the result notices weights that were written in place, replaced, moved, loaded or
+    stepped by an optimizer, and computes its folded weights again. What it cannot notice is a write through ``.data``
+    or NumPy to a few elements of a large tensor, on an accelerator to any number; call :meth:`refold` after such.
+    Nor does it notice new values of the model's attributes that are not tensors. A write in place while a call runs in
+    another thread is a race, as it is with the model.
+
+    **Modes.** Gradients reach inputs that require them, never weights. Autocast and inference mode work as with the
+    model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen.
+
+    Args:
+        source: the model, in evaluation mode; never changed.
+        compile_program: captures, rewrites and verifies the model for the arguments of an example call.
+        lowering: runs graphs; None runs them operator by operator.
+    """
+
+    _engine: Engine
+
+    def __init__(
+        self,
+        source: nn.Module,
+        compile_program: Callable[[tuple[Any, ...], dict[str, Any]], Program],
+        lowering: Lowering | None = None,
+    ):
+        source = unwrap(source)
+        super().__init__(source, self)
+        self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the model computes."""
+        return self._engine(args, kwargs)
+
+    def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        """Capture and rewrite the model for an example call, unless a program that takes it exists."""
+        self._engine.specialize(args, kwargs or {})
+
+    def refold(self) -> None:
+        """Compute everything that was derived from weights again, whether or not a change was noticed."""
+        self._engine.refresh(force=True)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Any:
+        """What was rewritten, what was not, and why.
+
+        Raises:
+            RewriteError: the model has not been captured yet.
+        """
+        return self._engine.newest()[0].program.report
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """The rewritten program in ATen operators, with folded weights as buffers.
+
+        It is made again after weights have changed; one that was read before is not updated.
+
+        Raises:
+            RewriteError: the model has not been captured yet.
+        """
+        special, weights = self._engine.newest()
+        known = self.__dict__.get("_graph_module")
+        if known is None or known[0] is not weights:
+            tensors = dict(zip(special.names, weights.plain, strict=True))
+            tensors.update((name, tensors[name].clone()) for name in special.written)
+            for name in special.registered.intersection(tensors):
+                mine = find(self, name)
+                if isinstance(mine, nn.Parameter):
+                    tensors[name] = nn.Parameter(tensors[name], requires_grad=mine.requires_grad)
+            known = self.__dict__["_graph_module"] = weights, special.graph.to_module(tensors)
+        return known[1]
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
+        if "_engine" not in own or name.startswith("__"):
+            return super().__getattr__(name)
+        if any(name in own[kind] for kind in _TREE):
+            own["_engine"].observe()
+            return super().__getattr__(name)
+        return read_through(own["_engine"].source, name)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in ``nn.Module``; the parts hold tensors and cannot be called."""
+        self._observe()
+        yield from super().named_modules(*args, **kwargs)
+
+    def named_children(self) -> Iterator[Any]:
+        """As in ``nn.Module``; the parts hold tensors and cannot be called."""
+        self._observe()
+        yield from super().named_children()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the model: the same keys in the same order."""
+        self._observe()
+        return super().state_dict(*args, **kwargs)
+
+    def _get_name(self) -> str:
+        return f"Optimized{self._source_name}"
+
+    def _observe(self) -> None:
+        if "_engine" in self.__dict__:
+            self._engine.observe()
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        """Do nothing for ``False``.
+
+        Raises:
+            RewriteError: for ``True``: a module for inference has no training mode.
+        """
+        if mode:
+            raise RewriteError(TRAINING)
+        return self
+
+    def stop_following(self) -> None:
+        """Copy the weights; from then on changes of the model do not reach the result."""
+        self._engine.stop_following()
+
+    def changes(self, module: nn.Module, fn: Callable[[Tensor], Tensor]) -> bool:
+        """Whether ``fn`` changes a tensor of a part; if so, the result follows the model no longer."""
+        if self._engine.following and not self._engine.changes(module, fn):
+            return False
+        self._engine.stop_following()
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        twin = OptimizedModule.__new__(OptimizedModule)
+        memo[id(self)] = twin
+        Mirror.__init__(twin, self, twin)
+        others = {key: value for key, value in self.__dict__.items() if key not in _OWN}
+        twin.__dict__.update(copy.deepcopy(others, memo))
+        twin.__dict__["_engine"] = self._engine.copy(twin)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return refuse_pickling()

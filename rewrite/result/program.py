@@ -1,0 +1,27 @@
+"""What the compiler hands to the result for one static signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rewrite.graph import Graph
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model, captured, rewritten and verified for one example call.
+
+    Attributes:
+        graph: the rewritten graph. Its weights are the model's own tensors, constants, and folded values; its weight
+            program computes the folded ones. Placeholders are recorded with the sizes of the example, the batch as a
+            symbol where any batch runs.
+        report: what was done, for ``result.report``.
+        value_rules: names of the rules that were applied and hold for the present values of weights only. After a
+            change of weights such a program is captured anew instead of refolded.
+    """
+
+    graph: Graph
+    report: Any = None
+    value_rules: tuple[str, ...] = ()

@@ -1,0 +1,77 @@
+"""Names in a model: what they stand for, and what may be read of a model through its result."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch import Tensor, nn
+
+from rewrite.errors import RewriteError
+from rewrite.result.mirror import find
+
+if TYPE_CHECKING:
+    from rewrite.graph import Graph
+
+
+def kinds(source: nn.Module, graph: Graph) -> tuple[frozenset[str], frozenset[str]]:
+    """Of the weights of a graph: the model's parameters and buffers, and the plain tensor attributes of its modules."""
+    names = frozenset((*graph.weights, *graph.program.sources))
+    registered = frozenset(name for name in names if find(source, name) is not None)
+    return registered, frozenset(name for name in names - registered if holder(source, name) is not None)
+
+
+def holder(root: nn.Module, name: str) -> dict[str, Any] | None:
+    """The dict in which a module of the tree holds a parameter, a buffer or a tensor attribute, by qualified name."""
+    path, _, key = name.rpartition(".")
+    module: nn.Module | None = root
+    for part in path.split(".") if path else ():
+        module = module._modules.get(part) if module is not None else None
+    if module is None:
+        return None
+    held = (module._parameters, module._buffers, module.__dict__)
+    return next((each for each in held if isinstance(each.get(key), Tensor)), None)
+
+
+def place(root: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
+    """Where a tensor is held, by its qualified name: the dict and the key."""
+    held = holder(root, name)
+    return None if held is None else (held, name.rpartition(".")[2])
+
+
+def attribute(root: nn.Module, name: str) -> Tensor:
+    """The tensor that a module of the tree has as a plain attribute, by its qualified name.
+
+    Raises:
+        RewriteError: there is none.
+    """
+    held = holder(root, name)
+    if held is None:
+        raise RewriteError(f"the model has no tensor '{name}' any more, which its program reads; rewrite it again")
+    return held[name.rpartition(".")[2]]  # type: ignore[no-any-return]
+
+
+def read_through(source: nn.Module, name: str) -> Any:
+    """An attribute of the model that runs none of its code.
+
+    Raises:
+        AttributeError: there is none, or it is a method or a module.
+    """
+    try:
+        value = getattr(source, name)
+    except AttributeError:
+        raise AttributeError(f"neither the rewritten module nor its {type(source).__name__} has '{name}'") from None
+    owner = getattr(value, "__self__", None)
+    if isinstance(value, nn.Module) or (isinstance(owner, nn.Module) and isinstance(value, types.MethodType)):
+        raise AttributeError(
+            f"'{name}' of {type(source).__name__} would run the model as it was; call it on the model itself"
+        )
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def refuse_pickling() -> NoReturn:
+    """Raise: compiled code does not pickle."""
+    raise RewriteError(
+        "a rewritten module holds compiled code and cannot be pickled; save model.state_dict() and rewrite the model "
+        "again, or export result.graph_module"
+    )

@@ -1,0 +1,140 @@
+"""Noticing that weights have changed, outside compiled code and cheaply enough to do it at each call.
+
+What is compared: which objects the modules hold (parameters replaced, ``assign=True``), where each tensor lies
+(``p.data = ...``, ``model.to(...)``), how often it was written in place, whether an optimizer that owns it made a step
+(fused ones do not count as writes), and a few of its bytes (writes through ``.data``).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from itertools import chain
+from operator import attrgetter, is_
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from rewrite import compat
+from rewrite.result.probe import Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+_END = object()
+_version = attrgetter("_version")
+_data_ptr = Tensor.data_ptr
+
+
+class Holdings:
+    """Which objects the modules of a tree hold as submodules, parameters and buffers, and where the tensors lie."""
+
+    def __init__(self, root: nn.Module):
+        dicts = [held for module in root.modules() for held in (module._modules, module._parameters, module._buffers)]
+        views: list[Any] = [held.values() for held in dicts if held]
+        # the mark at the end tells a list that became shorter or longer
+        self._views = [*views, (_END,)]
+        self._held = [*chain.from_iterable(views), _END]
+        self.tensors = list({id(held): held for held in self._held if isinstance(held, Tensor)}.values())
+        self._places = list(map(_data_ptr, self.tensors))
+
+    def changed(self) -> bool:
+        """Whether an object was replaced, or a tensor given other memory."""
+        return (
+            not all(map(is_, chain.from_iterable(self._views), self._held))
+            or list(map(_data_ptr, self.tensors)) != self._places
+        )
+
+
+class Watch:
+    """The state of weights at one moment, to compare with the present.
+
+    Attributes:
+        stale: whether a change is known without looking; may be set.
+
+    Args:
+        root: the module whose weights are watched.
+        attributes: tensors that are plain attributes: the dict of the module and the key.
+        excluded: ids of tensors whose values do not matter.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        attributes: Iterable[tuple[dict[str, Any], str]] = (),
+        excluded: Collection[int] = (),
+    ):
+        self._holdings = Holdings(root)
+        self._attributes: list[tuple[dict[str, Any], str, Tensor, int]] = [
+            (held, key, held[key], held[key].data_ptr()) for held, key in attributes
+        ]
+        tensors = [*self._holdings.tensors, *(tensor for _, _, tensor, _ in self._attributes)]
+        watched = [tensor for tensor in tensors if id(tensor) not in excluded]
+        self._versioned = [tensor for tensor in watched if not tensor.is_inference()]
+        self._versions = list(map(_version, self._versioned))
+        self._probe = Probe(watched)
+        self._second: Holdings | None = None
+        self.stale = False
+        self.ids = frozenset(map(id, watched))
+        _steps.watch(self)
+
+    def also(self, root: nn.Module) -> None:
+        """Watch what another tree holds too, but not its values."""
+        self._second = Holdings(root)
+
+    def moved(self) -> bool:
+        """Whether an object of the tree was replaced, or a tensor given other memory."""
+        return self._holdings.changed()
+
+    def edited(self) -> bool:
+        """Whether the second tree holds other objects, or its tensors other memory."""
+        return self._second is not None and self._second.changed()
+
+    def changed(self) -> bool:
+        """Whether anything is seen to have changed."""
+        # the places come before the probe, which reads memory at the places that were found at first
+        return (
+            self.stale
+            or list(map(_version, self._versioned)) != self._versions
+            or self._holdings.changed()
+            or (bool(self._attributes) and self._attributes_changed())
+            or (self._second is not None and self._second.changed())
+            or self._probe.changed()
+        )
+
+    def _attributes_changed(self) -> bool:
+        return any(held.get(key) is not tensor or tensor.data_ptr() != place
+                   for held, key, tensor, place in self._attributes)  # fmt: skip
+
+
+class _Steps:
+    """Hears every optimizer step of the process and marks the watches whose tensors the optimizer owns."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: list[weakref.ref[Watch]] = []
+        self._handle: Any = None
+
+    def watch(self, watch: Watch) -> None:
+        with self._lock:
+            self._watches = [known for known in self._watches if known() is not None]
+            self._watches.append(weakref.ref(watch))
+            if self._handle is None:
+                self._handle = compat.on_optimizer_step(self._stepped)
+
+    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        with self._lock:
+            watches = [watch for watch in (known() for known in self._watches) if watch is not None]
+        if watches:
+            owned = {id(parameter) for parameter in _parameters(optimizer)}
+            for watch in watches:
+                if not watch.ids.isdisjoint(owned):
+                    watch.stale = True
+
+
+def _parameters(optimizer: Any) -> Iterator[Any]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+_steps = _Steps()
