@@ -6,6 +6,8 @@ nearly so, its biases vanish. `randomize` replaces all of these, so that an erro
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ def _register_torchvision_operators() -> torch.library.Library | None:
 _TORCHVISION = _register_torchvision_operators()
 
 import timm  # noqa: E402
+import timm.utils  # noqa: E402
 
 CORPUS = (
     "resnet18",
@@ -63,6 +66,12 @@ def load(name: str, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(name, pretrained=False)
     return model.eval()
+
+
+def merged_by_timm(model: nn.Module) -> nn.Module:
+    """A copy of `model` with its branches merged by timm itself, the peer of this project's passes."""
+    merged: nn.Module = timm.utils.reparameterize_model(copy.deepcopy(model))
+    return merged
 
 
 def input_for(model: nn.Module, batch: int = 2, seed: int = 0) -> Tensor:

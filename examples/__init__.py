@@ -1,0 +1,1 @@
+"""Runnable stories; each is a script and is run by the tests."""
