@@ -1,1 +1,1 @@
-"""Measurements against peers: one command each, ``python -m benchmarks.NAME``; results are JSON beside a printed table."""
+"""Measurements against peers: one command each, ``python -m benchmarks.NAME``; results are JSON beside a table."""

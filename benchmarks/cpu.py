@@ -20,7 +20,9 @@ from tests.corpus import input_for, load, randomize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MODELS = ("resnet18", "repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "mobilenetv3_small_050", "convnext_atto")
+MODELS = (
+    "resnet18", "repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "mobilenetv3_small_050", "convnext_atto",
+)  # fmt: skip
 BATCH = 4
 
 

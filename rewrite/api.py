@@ -103,9 +103,9 @@ def transform(
 ) -> TransformedModule:
     """Rewrite a model and keep its parameters live: the result computes with the very same ``Parameter`` objects.
 
-    An optimizer over the model's parameters trains the result, and the other way round. Nothing is folded: the algebra on
-    weights stays in the graph and is differentiated. The model's mode is kept: in training mode batch norms use and update
-    their statistics, and rules that need fixed statistics do not match.
+    An optimizer over the model's parameters trains the result, and the other way round. Nothing is folded: the algebra
+    on weights stays in the graph and is differentiated. The model's mode is kept: in training mode batch norms use and
+    update their statistics, and rules that need fixed statistics do not match.
 
     Args:
         model: a module in training or evaluation mode.
@@ -125,8 +125,8 @@ def transform(
         rule = _freezing(step)
         if rule is not None:
             raise PipelineError(
-                f"'{rule.name}' holds for the present weights only, and transform keeps them trainable; leave it out, or "
-                f"use optimize"
+                f"'{rule.name}' holds for the present weights only, and transform keeps them trainable; leave it out, "
+                "or use optimize"
             )
     compiler = _Compiler(model, steps, exclude, verify, fuel, listeners, training=True)
     return TransformedModule(model, compiler.compile(*_call(example_inputs, example_kwargs)))
@@ -175,16 +175,16 @@ class _Compiler:
         passes_seconds = time.perf_counter() - started
         verdict = None if self.verify == "off" else self._verify(captured, original, graph, args, kwargs)
         match_seconds = sum(record.verify_seconds for record in records)
+        seconds = {
+            "capture": captured.seconds,
+            "passes": passes_seconds - match_seconds,
+            "verification": match_seconds + (verdict.seconds if verdict else 0.0),
+        }
         report = Report(
             type(captured.model).__name__, str(self.pipeline), records, count(original), count(graph), verdict,
-            time={
-                "capture": captured.seconds,
-                "passes": passes_seconds - match_seconds,
-                "verification": match_seconds + (verdict.seconds if verdict else 0.0),
-            },
-            notes=captured.notes, versions=_versions(),
+            seconds, captured.notes, _versions(),
         )  # fmt: skip
-        return Program(graph, report, _value_rules(self.pipeline, records))
+        return Program(graph, report, _value_rules(self.pipeline, records), seconds)
 
     def _verify(
         self, captured: Capture, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -213,7 +213,7 @@ def _pipeline(given: Any, default: Pipeline) -> Pipeline:
     try:
         steps = tuple(steps)
     except TypeError:
-        raise PipelineError(f"{given!r} is not a pipeline; pass its text, a Pipeline, a pass, a rule, or several") from None
+        raise PipelineError(f"{given!r} is not a pipeline; pass its text, a Pipeline, passes or rules") from None
     for step in steps:
         if not isinstance(step, (Pass, Rule)):
             hint = " (write its name with parentheses)" if isinstance(step, type) else ""

@@ -36,6 +36,7 @@ __all__ = [
     "is_any_autocast",
     "is_fsdp",
     "is_nested_graph",
+    "is_transforming",
     "on_optimizer_step",
     "pytree_codegen",
     "python_dispatcher",
@@ -93,13 +94,20 @@ def cpp_compiler() -> str | None:
         return None
 
 
+def is_transforming() -> bool:
+    """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def device_kinds() -> tuple[str, ...]:
     """The kinds of devices that this process can compute on: ``"cpu"``, and the accelerator's."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
 
 
-def inductor_compile(module: torch.fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
+def inductor_compile(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]
+) -> Callable[..., Any]:
     """Compile a functional ATen graph for inputs of these sizes with TorchInductor, without Dynamo and its guards.
 
     The module's plain code is replaced. It must return a tuple of tensors.

@@ -179,7 +179,8 @@ class _Sweep:
         self.dead_ends: set[tuple[str, tuple[Node, ...]]] = set()
         self.programs: dict[int, list[str]] = {}
         self.trail: list[str] = []
-        self.patience = len(self.queue)  # rewrites of rewritten nodes until cycles are looked for
+        self.again = 0  # rewrites of rewritten nodes
+        self.size = len(self.queue)
 
     def run(self) -> None:
         while self.queue and not self.driver.out_of_fuel:
@@ -275,8 +276,8 @@ class _Sweep:
         self.alive.difference_update(erased)
         self.alive.update(splice.added)
         self._requeue(match.rule, [*splice.added, *splice.results, *match.inputs, *splice.lost_readers])
-        self.patience -= rewrites_rewritten
-        if rewrites_rewritten and self.patience < 0:
+        self.again += rewrites_rewritten
+        if rewrites_rewritten and self.again > self.size:
             self._notice_cycle(match.rule)
         return True
 
@@ -296,7 +297,7 @@ class _Sweep:
         self.queued.update(fresh)
 
     def _notice_cycle(self, rule: Rule) -> None:
-        """Compare the program with earlier ones; a cycle does not end, so it is enough to begin late."""
+        """Compare the program with earlier ones. A cycle does not end, so it is enough to begin late."""
         self.trail.append(rule.name)
         print_ = printer.fingerprint(self.graph.nodes)
         if print_ in self.programs:
@@ -307,6 +308,12 @@ class _Sweep:
                 f"{' and '.join(repr(name) for name in names)} undo each other; exclude one of them"
             )
         self.programs[print_] = list(self.trail)
+        if self.again > 10 * self.size + 100:
+            names = sorted(set(self.trail))
+            raise CycleError(
+                f"step '{self.step.name}' does not come to an end: the rules {' and '.join(map(repr, names))} have "
+                f"rewritten their own results {self.again} times; exclude one of them"
+            )
 
     def _dead_end(self, match: Match, reason: str) -> bool:
         self.dead_ends.add((match.rule.name, match.nodes))

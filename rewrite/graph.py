@@ -291,7 +291,7 @@ def is_random(node: Node) -> bool:
     for i, argument in enumerate(target._schema.arguments):
         if argument.name in ("train", "training", "dropout_p"):
             given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-            return given is not False and given != 0.0
+            return not (given is False or given == 0.0)
     return True
 
 

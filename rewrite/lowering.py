@@ -7,7 +7,7 @@ writes: new values of state come back as outputs, and the caller stores them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -128,16 +128,16 @@ def differentiable(graph: Graph) -> Graph:
     """A copy whose batch norms update their running statistics themselves, in place.
 
     The functional batch norm saves the statistics for its backward, and writing the new ones back afterwards
-    invalidates them. ``aten.batch_norm`` is made for that. Writes that it takes over leave the signature.
+    invalidates them. ``aten.batch_norm`` is made for that. Writes that it takes over leave the signature; other readers
+    of a statistic get a copy of the value that they would have read.
     """
     twin = graph.copy()
     count = twin.signature.outputs
     results = twin.outputs[:count]
     state = dict(zip(twin.signature.mutations, twin.outputs[count:], strict=True))
-    holders = _holders(results, state)
+    holders = _holders(state)
     norms = {value.args[0] for value in holders}
-    readers = {user for weight in holders.values() for user in weight.users}
-    if not readers <= norms or not all(isinstance(norm, Node) and _is_updatable(norm, holders) for norm in norms):
+    if not all(isinstance(norm, Node) and _is_updatable(norm, holders) for norm in norms):
         return twin
     kept = {mutation: value for mutation, value in state.items() if value not in holders}
     twin.output.args = ((*results, *kept.values()),)
@@ -145,14 +145,16 @@ def differentiable(graph: Graph) -> Graph:
     twin.signature = Signature(
         signature.in_spec, signature.out_spec, signature.argument_names, signature.outputs, tuple(kept)
     )
+    for weight in dict.fromkeys(holders.values()):
+        _copy_for_readers(twin, weight, weight, weight, norms)
     for norm in twin.calls():
         if norm in norms:
-            _update_in_place(twin, norm, holders)
+            _update_in_place(twin, norm, holders, norms)
     twin.eliminate_dead()
     return twin
 
 
-def _holders(results: Sequence[Any], state: Mapping[Mutation, Any]) -> dict[Node, Node]:
+def _holders(state: Mapping[Mutation, Any]) -> dict[Node, Node]:
     """For each new running statistic that is stored: the weight that holds it.
 
     A batch norm that is called twice makes a chain: the second call reads what the first one wrote.
@@ -164,8 +166,7 @@ def _holders(results: Sequence[Any], state: Mapping[Mutation, Any]) -> dict[Node
         while isinstance(link, Node) and _statistic(link) is not None:
             chain.append(link)
             link = _statistic(link)
-        stored = isinstance(link, Node) and link.op == "get_attr" and str(link.target) == mutation.target
-        if stored and mutation.kind == "weight" and not any(value in results for value in chain):
+        if isinstance(link, Node) and link.op == "get_attr" and str(link.target) == mutation.target:
             holders.update((value, link) for value in chain)
     return holders
 
@@ -182,17 +183,12 @@ def _statistic(value: Node) -> Node | None:
 
 
 def _is_updatable(norm: Node, holders: Mapping[Node, Node]) -> bool:
-    """Whether a functional batch norm gives its result, and new statistics that go nowhere else."""
+    """Whether a functional batch norm gives its result and its new statistics, both of which are stored."""
     items = {user.args[1]: user for user in norm.users if user.target is operator.getitem}
-    if set(items) != {0, 3, 4} or len(items) != len(norm.users):
-        return False
-    return all(
-        items[i] in holders and all(user.op == "output" or user.target is _FUNCTIONAL_NORM for user in items[i].users)
-        for i in (3, 4)
-    )
+    return set(items) == {0, 3, 4} and len(items) == len(norm.users) and items[3] in holders and items[4] in holders
 
 
-def _update_in_place(graph: Graph, norm: Node, holders: Mapping[Node, Node]) -> None:
+def _update_in_place(graph: Graph, norm: Node, holders: Mapping[Node, Node], norms: Collection[Any]) -> None:
     items = {user.args[1]: user for user in norm.users}
     bound = arguments(norm)
     with graph.fx.inserting_before(norm):
@@ -203,3 +199,15 @@ def _update_in_place(graph: Graph, norm: Node, holders: Mapping[Node, Node]) -> 
         )  # fmt: skip
     updating.meta = {**norm.meta, "val": norm.meta["val"][0]}
     items[0].replace_all_uses_with(updating)
+    for item in (items[3], items[4]):
+        _copy_for_readers(graph, item, holders[item], updating, norms)
+
+
+def _copy_for_readers(graph: Graph, value: Node, holder: Node, after: Node, norms: Collection[Any]) -> None:
+    """Let readers of ``value`` that are not among ``norms`` read a copy of ``holder``, made right after a node."""
+    if all(user in norms for user in value.users):
+        return
+    with graph.fx.inserting_after(after):
+        copied = graph.fx.call_function(aten.clone.default, (holder,))
+    copied.meta = dict(value.meta)
+    value.replace_all_uses_with(copied, delete_user_cb=lambda user: user not in norms and user is not copied)

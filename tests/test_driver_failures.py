@@ -82,6 +82,20 @@ def test_rules_that_undo_each_other_are_named():
         Driver(graph).run([Loop()])
 
 
+def test_a_rule_that_never_ends_is_stopped():
+    @dataclass(frozen=True)
+    class Grow(Rule):
+        fidelity = Fidelity.STRUCTURAL
+        pattern = Op(Negation, input=Var("x"))
+
+        def rewrite(self, match: Match, g: Any) -> Node:
+            return g(neg, g(aten.sin.default, match.x))
+
+    _, graph = chain(relu, neg, relu)
+    with pytest.raises(CycleError, match="step 'grow' does not come to an end: the rules 'grow' have rewritten"):
+        Driver(graph).run([Grow()])
+
+
 @dataclass(frozen=True)
 class DropCopy(Rule):
     fidelity = Fidelity.BITWISE

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-
 from passes import affine
 from passes.reparameterize.forms import Branch, Factor, Form, Obstacle, Shift, Tree
 from passes.reparameterize.kernels import Taps
@@ -25,6 +23,7 @@ from rewrite.ops import (
     Sum,
     Term,
     is_tensor,
+    same_type,
     value,
     view,
     view_as,
@@ -83,8 +82,7 @@ class _Reader:
         """The form of a node over one source; None for one of another shape or dtype."""
         if self.graph.is_constant(node):
             return Form(shifts=(Shift(node),)) if self._per_channel(node) else None
-        recorded = value(node)
-        if recorded.dtype != value(self.root).dtype or not _same_sizes(list(recorded.shape), self.shape):
+        if not same_type(node, self.root):
             return None
         shared = node is not self.root and len(node.users) > 1
         form = None if shared else self._operator(node)
@@ -234,7 +232,3 @@ def _padded_source(
             if pad.mode != "constant" and not zeros:
                 return pad.input, amounts, pad.mode, (node,)
     return node, padding, "zeros" if zeros else "", ()
-
-
-def _same_sizes(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(statically_known_true(m == n) for m, n in zip(a, b, strict=True))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from passes.simplify.arithmetic import RemoveNeutral, RemoveZeroTerm
 from passes.simplify.chains import CancelNegations, MergePermutes, MergeReshapes
-from passes.simplify.clamps import MergeClamps, RemoveClamp
+from passes.simplify.clamps import MergeClamps
 from passes.simplify.copies import RemoveCopy
 from passes.simplify.duplicates import MergeDuplicates
 from passes.simplify.identities import RemoveIdentity
@@ -24,7 +24,7 @@ from rewrite.pipeline import Pass
 from rewrite.rule import Rule
 
 __all__ = [
-    "CancelNegations", "MergeClamps", "MergeDuplicates", "MergePermutes", "MergeReshapes", "RemoveClamp", "RemoveCopy",
+    "CancelNegations", "MergeClamps", "MergeDuplicates", "MergePermutes", "MergeReshapes", "RemoveCopy",
     "RemoveIdentity", "RemoveNeutral", "RemoveZeroTerm", "Simplify",
 ]  # fmt: skip
 
@@ -37,5 +37,5 @@ class Simplify(Pass):
         """The rules; they do not depend on each other's order."""
         return (
             RemoveCopy(), RemoveIdentity(), MergeReshapes(), MergePermutes(), CancelNegations(), RemoveNeutral(),
-            RemoveZeroTerm(), RemoveClamp(), MergeClamps(), MergeDuplicates(),
+            RemoveZeroTerm(), MergeClamps(), MergeDuplicates(),
         )  # fmt: skip

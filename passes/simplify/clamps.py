@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from passes.simplify.removal import Removal
+from passes.memory import sharing_refusal
 from rewrite.ops import Clamp, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -19,52 +19,51 @@ if TYPE_CHECKING:
 
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
-    from rewrite.ops import View
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class RemoveClamp(Removal):
-    """Drop a clamp to an interval that the value lies in already: ``relu(relu6(x)) = relu6(x)``.
-
-    Equal in every value, NaN included; devices differ in the sign that they give a zero at the bound.
-    """
-
-    fidelity = Fidelity.ELEMENTWISE
-
-    def source(self, found: View) -> Node | None:
-        """The value that is clamped already."""
-        inner = view_as(found.input, Clamp) if isinstance(found, Clamp) else None
-        if inner is None or not isinstance(found, Clamp):
-            return None
-        return inner.node if found.low <= inner.low and inner.high <= found.high else None
-
-
-@dataclass(frozen=True)
 class MergeClamps(Rule):
-    """Drop a clamp before one to a narrower interval: ``relu6(relu(x)) = relu6(x)``, as exact as :class:`RemoveClamp`."""
+    """Of two clamps in a row, where one interval lies in the other, only the narrower is needed.
+
+    ``relu6(relu(x)) = relu(relu6(x)) = relu6(x)``. Equal in every value, NaN included; not declared bitwise because devices
+    differ in the sign that they give to a zero at the bound.
+    """
 
     fidelity = Fidelity.ELEMENTWISE
     radius = 1
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match or miss for each clamp of a value that was clamped to a wider interval."""
+        """One match or miss for each clamp of a clamp where one interval lies in the other."""
         for node in dirty:
             outer = view_as(node, Clamp)
             inner = None if outer is None else view_as(outer.input, Clamp)
-            if outer is None or inner is None or (inner.low, inner.high) == (outer.low, outer.high):
+            if outer is None or inner is None:
                 continue
-            if inner.low <= outer.low and outer.high <= inner.high:
-                yield Match(self, (inner.node, outer.node), (node,), {"inner": inner, "outer": outer})
+            if outer.low <= inner.low and inner.high <= outer.high:
+                yield self._drop_outer(inner, outer)
+            elif inner.low <= outer.low and outer.high <= inner.high:
+                yield self._drop_inner(inner, outer)
 
-    def check(self, match: Match) -> Refusal | None:
-        """The wider clamp must have no other reader."""
-        reader = next((user for user in match.inner.node.users if user is not match.outer.node), None)
-        return None if reader is None else Refusal("the value between the two is read elsewhere", reader)
+    def _drop_outer(self, inner: Clamp, outer: Clamp) -> Match | Miss:
+        refusal = sharing_refusal(inner.node, outer.node)
+        if refusal is not None:
+            return Miss(self.name, outer.node, refusal, 2)
+        nodes = (inner.node, outer.node)
+        shared = len(inner.node.users) > 1
+        return Match(self, nodes, nodes if shared else nodes[1:], {"inner": inner, "outer": None})
 
-    def rewrite(self, match: Match, g: Builder) -> Node:
+    def _drop_inner(self, inner: Clamp, outer: Clamp) -> Match | Miss:
+        reader = next((user for user in inner.node.users if user is not outer.node), None)
+        if reader is not None:
+            return Miss(self.name, outer.node, Refusal("the value between the two is read elsewhere", reader), 2)
+        return Match(self, (inner.node, outer.node), (outer.node,), {"inner": inner, "outer": outer})
+
+    def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
         """The narrower clamp alone."""
+        if match.outer is None:
+            return (g.keep(match.inner.node),) * len(match.outputs)
         low, high = (None if math.isinf(bound) else bound for bound in (match.outer.low, match.outer.high))
         if low is not None and high is not None:
             return g(aten.hardtanh.default, match.inner.input, low, high)

@@ -54,10 +54,9 @@ class MergeDuplicates(Rule):
 
 
 def _candidates(graph: Graph, node: Node) -> list[Node]:
-    """Nodes with the same target; those that share an operand, where there is one that is a single node."""
+    """Nodes with the same target that share an operand; without operands, all with the same target."""
     for operand in node.all_input_nodes:
-        if operand.op != "get_attr":  # several nodes may name the same weight
-            return [user for user in operand.users if user.target == node.target]
+        return [user for user in operand.users if user.target == node.target]
     return list(graph.fx.find_nodes(op="call_function", target=node.target))
 
 
@@ -71,7 +70,7 @@ def _same_call(a: Node, b: Node) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Node) and isinstance(b, Node):
-        return a is b or (a.op == b.op == "get_attr" and a.target == b.target)
+        return a is b
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):

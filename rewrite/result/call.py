@@ -65,5 +65,7 @@ def _autocast(flat: list[Any]) -> Hashable:
 
 
 def needs_gradient(flat: list[Any]) -> bool:
-    """Whether gradients with respect to an input are asked for."""
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat)
+    """Whether derivatives with respect to an input may be asked for, or a transform such as ``vmap`` is at work."""
+    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat):
+        return True
+    return compat.is_transforming()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from rewrite.lowering import Lowering
     from rewrite.result.program import Program
+
 
 class Engine:
     """The state of an optimized module.
@@ -101,7 +103,10 @@ class Engine:
         tensors = weights.plain if frozen else weights.arranged
         try:
             with neutral(autocast=True):
+                started = time.perf_counter()
                 run = lowering.compile(special.graph, dict(zip(special.names, tensors, strict=True)), flat, frozen)
+                seconds = special.program.time
+                seconds["lowering"] = seconds.get("lowering", 0.0) + time.perf_counter() - started
         except Exception as error:  # the compiler is not ours, and the program runs without it
             self._lowering = None
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -119,16 +124,19 @@ class Engine:
 
     def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Specialization:
         """The program for a call, captured if there is none."""
+        autocast = compat.is_any_autocast()
         with self._lock, neutral():
             snapshot = self.refresh()
             flat, structure = call.flatten(args, kwargs)
             for special in snapshot.weights:
-                if special.accepts(flat, structure):
+                if special.accepts(flat, structure, autocast):
                     return special
-            program = self._compile_program(*self._example(args, kwargs))
+            program = self._compile_program(*self._example(args, kwargs, autocast))
             return self._adopt(program)
 
-    def _example(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _example(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call as the source can take it, which may have stayed in another dtype and on another device."""
         dtypes: dict[torch.dtype, torch.dtype] = {}
         devices: dict[torch.device, torch.device] = {}
@@ -138,7 +146,7 @@ class Engine:
                 devices.setdefault(mine.device, theirs.device)
                 if theirs.is_floating_point():
                     dtypes.setdefault(mine.dtype, theirs.dtype)
-        if compat.is_any_autocast() and dtypes:
+        if autocast and dtypes:
             wide = next(iter(dtypes.values()))
             dtypes = {torch.float16: wide, torch.bfloat16: wide} | dtypes
 
@@ -158,7 +166,7 @@ class Engine:
         previous = self._snapshot
         specials = [*previous.weights, special]
         if self._reflection is not None and special.written:
-            self._reflection.own(_sharing(self.source, special.written))
+            self._reflection.own(special.written)
         watch = self._watch(specials)
         folded = None
         if self._reflection is not None:
@@ -323,13 +331,12 @@ class Engine:
             return twin
 
     def changes(self, module: nn.Module, fn: Callable[[Tensor], Tensor]) -> bool:
-        """Whether ``fn`` gives one of a module's tensors another value in other memory."""
+        """Whether ``fn`` gives another tensor than it is given for one of a module's tensors."""
         with neutral():
             for tensor in itertools.chain(module.parameters(), module.buffers()):
-                made = fn(tensor.detach())
-                if (made.data_ptr(), made.dtype, made.device, made.stride()) != (
-                    tensor.data_ptr(), tensor.dtype, tensor.device, tensor.stride(),
-                ):  # fmt: skip
+                given = tensor.detach()
+                made = fn(given)
+                if made is not given:
                     return True
         return False
 
@@ -346,11 +353,3 @@ class Engine:
             raise RewriteError("the model has not been captured yet; call the result once, or pass example inputs to "
                                "optimize")  # fmt: skip
         return next(iter(snapshot.weights.items()))
-
-
-def _sharing(root: nn.Module, names: tuple[str, ...]) -> set[str]:
-    """Names of parameters and buffers, and of all that share memory with them."""
-    tensors = dict(itertools.chain(root.named_parameters(remove_duplicate=False),
-                                   root.named_buffers(remove_duplicate=False)))  # fmt: skip
-    storages = {tensors[name].untyped_storage().data_ptr() for name in names if name in tensors}
-    return {name for name, tensor in tensors.items() if tensor.untyped_storage().data_ptr() in storages}

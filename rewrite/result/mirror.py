@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rewrite.errors import RewriteError
+from rewrite.result.probe import has_memory
 from rewrite.trace.twin import clones
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ _STRUCTURE = (
     "the structure of an optimized module is fixed, so '{name}' cannot be set to another module; change the model and "
     "optimize it again"
 )
-TRAINING = (
-    "optimize makes a module for inference, which has no training mode; use rewrite.transform to train the model"
-)
+TRAINING = "optimize makes a module for inference, which has no training mode; use rewrite.transform to train the model"
 
 
 class Home(Protocol):
@@ -191,9 +190,9 @@ class Reflection:
 
     def _alias(self, tensor: Tensor) -> tuple[Tensor, int, Tensor]:
         known = self._aliases.get(id(tensor))
-        if known is not None and known[0] is tensor and known[1] == tensor.data_ptr() and _same_kind(known[2], tensor):
+        if known is not None and known[0] is tensor and known[1] == _place(tensor) and _same_kind(known[2], tensor):
             return known
-        return tensor, tensor.data_ptr(), _alias(tensor)
+        return tensor, _place(tensor), _alias(tensor)
 
     def same_structure(self) -> bool:
         """Whether the source still consists of the very modules that were reflected."""
@@ -208,7 +207,7 @@ class Reflection:
         Tensors that share memory share it among the copies too. What the mirror was given by other means stays.
         """
         wanted = None if only is None else set(only)
-        borrowed = {id(alias) for tensor, place, alias in self._aliases.values() if alias.data_ptr() == place}
+        borrowed = {id(alias) for tensor, place, alias in self._aliases.values() if _place(alias) == place}
         places = [
             (held, key, tensor)
             for path, _, mirror in self._pairs
@@ -236,8 +235,14 @@ def _alias(tensor: Tensor) -> Tensor:
         return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
 
 
+def _place(tensor: Tensor) -> int:
+    return tensor.data_ptr() if has_memory(tensor) else 0
+
+
 def _same_kind(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+    if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
+        return False
+    return a.layout is not torch.strided or a.stride() == b.stride()
 
 
 def find(root: nn.Module, name: str) -> Tensor | None:

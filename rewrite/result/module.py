@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rewrite.errors import RewriteError
+from rewrite.errors import CaptureError, RewriteError
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find
-from rewrite.result.reading import read_through, refuse_pickling
+from rewrite.result.reading import read_through, refuse_export, refuse_pickling
 from rewrite.trace.guard import unwrap
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class OptimizedModule(Mirror):
         source: the model, in evaluation mode; never changed.
         compile_program: captures, rewrites and verifies the model for the arguments of an example call.
         lowering: runs graphs; None runs them operator by operator.
+
+    Raises:
+        CaptureError: a part of the model cannot be captured, or is not initialized.
     """
 
     _engine: Engine
@@ -58,6 +62,9 @@ class OptimizedModule(Mirror):
         lowering: Lowering | None = None,
     ):
         source = unwrap(source)
+        for name, tensor in itertools.chain(source.named_parameters(), source.named_buffers()):
+            if nn.parameter.is_lazy(tensor):
+                raise CaptureError(f"'{name}' is not initialized; call the model once on an example input first")
         super().__init__(source, self)
         self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
 
@@ -66,6 +73,8 @@ class OptimizedModule(Mirror):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute what the model computes."""
+        if torch.compiler.is_exporting():
+            refuse_export()
         return self._engine(args, kwargs)
 
     def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:

@@ -41,10 +41,19 @@ class Probe:
         return b"".join(self._windows) != self._remembered
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has one address: it is neither sparse nor a wrapper around other tensors."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return tensor.layout is torch.strided
+
+
 def _is_readable(tensor: Tensor) -> bool:
     return (
-        tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
-        and tensor.numel() > 0 and tensor.data_ptr() != 0 and not tensor.is_conj() and not tensor.is_neg()
+        tensor.device.type == "cpu" and has_memory(tensor) and tensor.data_ptr() != 0 and tensor.numel() > 0
+        and not tensor.is_quantized and not tensor.is_conj() and not tensor.is_neg()
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ class Program:
         report: what was done, for ``result.report``.
         value_rules: names of the rules that were applied and hold for the present values of weights only. After a
             change of weights such a program is captured anew instead of refolded.
+        time: seconds by phase, shared with the report; each lowering adds its own as it happens.
     """
 
     graph: Graph
     report: Any = None
     value_rules: tuple[str, ...] = ()
+    time: dict[str, float] = field(default_factory=dict)

@@ -69,6 +69,11 @@ def read_through(source: nn.Module, name: str) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def refuse_export() -> NoReturn:
+    """Raise: what runs is not what is to be traced."""
+    raise RewriteError("a rewritten module runs compiled code, which cannot be traced; export result.graph_module")
+
+
 def refuse_pickling() -> NoReturn:
     """Raise: compiled code does not pickle."""
     raise RewriteError(

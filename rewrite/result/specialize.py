@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rewrite import compat
 from rewrite.lowering import Executable, differentiable, run_eagerly, weight_order, written_weights
 from rewrite.result.call import tree_of
 from rewrite.trace.device import retarget
@@ -117,12 +116,14 @@ class Specialization:
             return self
         return Specialization(self.program, self.registered, self.attributes, conversion)
 
-    def accepts(self, flat: list[Any], structure: Tree) -> bool:
-        """Whether a call is one that the program was made for: any batch, else the same sizes, dtypes and devices."""
+    def accepts(self, flat: list[Any], structure: Tree, autocast: bool = False) -> bool:
+        """Whether a call is one that the program was made for: any batch, else the same sizes, dtypes and devices.
+
+        Under autocast floating dtypes may differ.
+        """
         if tree_of(structure) != self.graph.signature.in_spec:
             return False
         symbols: dict[str, int] = {}
-        autocast = compat.is_any_autocast()
         return all(
             self._accepts(node.meta.get("val"), value, symbols, autocast)
             for node, value in zip(self.graph.inputs, flat, strict=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rewrite import compat
-from rewrite.result.probe import Probe
+from rewrite.result.probe import Probe, has_memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -30,19 +30,22 @@ class Holdings:
     """Which objects the modules of a tree hold as submodules, parameters and buffers, and where the tensors lie."""
 
     def __init__(self, root: nn.Module):
-        dicts = [held for module in root.modules() for held in (module._modules, module._parameters, module._buffers)]
+        # not root.modules(), which a class may override
+        modules = [module for _, module in nn.Module.named_modules(root)]
+        dicts = [held for module in modules for held in (module._modules, module._parameters, module._buffers)]
         views: list[Any] = [held.values() for held in dicts if held]
         # the mark at the end tells a list that became shorter or longer
         self._views = [*views, (_END,)]
         self._held = [*chain.from_iterable(views), _END]
         self.tensors = list({id(held): held for held in self._held if isinstance(held, Tensor)}.values())
-        self._places = list(map(_data_ptr, self.tensors))
+        self._placed = [tensor for tensor in self.tensors if has_memory(tensor)]
+        self._places = list(map(_data_ptr, self._placed))
 
     def changed(self) -> bool:
         """Whether an object was replaced, or a tensor given other memory."""
         return (
             not all(map(is_, chain.from_iterable(self._views), self._held))
-            or list(map(_data_ptr, self.tensors)) != self._places
+            or list(map(_data_ptr, self._placed)) != self._places
         )
 
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rewrite import compat
 from rewrite.errors import GraphError, InputError, RewriteError
 from rewrite.lowering import differentiable
 from rewrite.result import call
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights, execute, remember
-from rewrite.result.reading import holder, kinds, read_through, refuse_pickling
+from rewrite.result.reading import holder, kinds, read_through, refuse_export, refuse_pickling
 from rewrite.result.specialize import Misfit, Specialization
 from rewrite.trace.guard import unwrap
 
 if TYPE_CHECKING:
-
     from torch.fx import GraphModule
 
     from rewrite.lowering import Lowering
@@ -81,6 +81,8 @@ class TransformedModule(nn.Module):
             InputError: the call has other sizes or another structure than the example, the batch excepted.
             RewriteError: a submodule was replaced.
         """
+        if torch.compiler.is_exporting():
+            refuse_export()
         flat, structure = call.flatten(args, kwargs)
         weights = self._weights()
         plan = self._plan(flat, structure, weights)
@@ -122,7 +124,7 @@ class TransformedModule(nn.Module):
 
     def _lower(self, flat: list[Any], structure: call.Tree, weights: tuple[Tensor, ...]) -> Plan:
         special: Specialization = self._special
-        if not special.accepts(flat, structure):
+        if not special.accepts(flat, structure, compat.is_any_autocast()):
             sizes = ", ".join(str(list(value.shape)) for value in flat if isinstance(value, Tensor))
             raise InputError(
                 f"the model was not transformed for inputs like these ({sizes}): only the batch may differ from the "
@@ -169,8 +171,8 @@ class TransformedModule(nn.Module):
             name = {True: "training", False: "evaluation"}
             verb = {True: "train", False: "eval"}[mode]
             raise RewriteError(
-                f"the model was transformed in {name[self.training]} mode, and {name[mode]} mode is another program; call "
-                f"model.{verb}() and transform it again"
+                f"the model was transformed in {name[self.training]} mode, and {name[mode]} mode is another program; "
+                f"call model.{verb}() and transform it again"
             )
         return self
 

@@ -27,7 +27,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
         stack.enter_context(_python_generators())
         stack.enter_context(torch.inference_mode(False))
-        # a no_grad region of forward is only seen as one from outside of it
+        # what is traced of regions without grad must not depend on the caller's mode
         stack.enter_context(torch.enable_grad())
         for kind in sorted(kinds):
             if torch.amp.is_autocast_available(kind):

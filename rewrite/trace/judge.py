@@ -13,7 +13,7 @@ from rewrite.aliases import alias_classes
 from rewrite.errors import CaptureError
 from rewrite.graph import is_random
 from rewrite.trace import twin
-from rewrite.trace.compare import difference, same, shared_memory
+from rewrite.trace.compare import difference, shared_memory
 from rewrite.trace.rehearse import change, changes
 
 if TYPE_CHECKING:
@@ -55,14 +55,21 @@ def judge(model: nn.Module, graph: Graph, rehearsal: Rehearsal, args: tuple[Any,
 def _refuse_unseen_writes(
     name: str, graph: Graph, rehearsal: Rehearsal, held: dict[str, Any], written: list[str]
 ) -> None:
-    """Refuse writes to parameters and buffers that tracing did not see, such as those through ``.data``."""
+    """Refuse writes that tracing did not see: to parameters and buffers through ``.data``, to tensors by assignment.
+
+    They may write what is there already, when the example was called before; another input would tell.
+    """
     seen = {id(graph.weights[target]) for target in written}
-    for key, (old, new) in rehearsal.state.items():
-        if id(held.get(key)) not in seen and not same(old, new):
+    read = {id(tensor) for tensor in graph.weights.values()}
+    for key, pair in rehearsal.first.written.items():
+        tensor = held.get(key)
+        if key in rehearsal.registered and id(tensor) not in seen:
             raise CaptureError(
-                f"{name} changes {change(key, (old, new))} in forward in a way that tracing does not see; write with "
-                "an in-place operator under torch.no_grad(), or keep the change out of forward"
+                f"{name} writes {change(key, pair)} in forward in a way that tracing does not see; write with an "
+                "in-place operator under torch.no_grad(), or keep the change out of forward"
             )
+        if key not in rehearsal.registered and isinstance(tensor, Tensor) and id(tensor) in read:
+            raise CaptureError(f"{name} reads {change(key, pair)} and assigns it anew in forward; {_REMEDY}")
 
 
 def _compare_call(

@@ -107,7 +107,7 @@ def _call(
     flat, spec = compat.tree_flatten((args, dict(kwargs)))
     inputs = twin.clones(flat)
     call_args, call_kwargs = compat.tree_unflatten(inputs, spec)
-    before = {name: (value, _version(value)) for name, value in twin.leaves(copy).items()}
+    before = {name: (value, _mark(value)) for name, value in twin.leaves(copy).items()}
     try:
         with torch.no_grad():
             result = copy(*call_args, **call_kwargs)
@@ -134,17 +134,20 @@ def _call(
     return Call(twin.clones(outputs), twin.clones(inputs), out_spec, sharing, written)
 
 
-def _rewritten(before: tuple[Any, int] | None, value: Any) -> bool:
+def _rewritten(before: tuple[Any, Any] | None, value: Any) -> bool:
     """Whether a tensor was written or replaced, perhaps by the values it had."""
-    return isinstance(value, Tensor) and (before is None or before[0] is not value or before[1] != _version(value))
+    return isinstance(value, Tensor) and (before is None or before[0] is not value or before[1] != _mark(value))
 
 
 def _kept(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _version(value: Any) -> int:
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+def _mark(value: Any) -> Any:
+    """What changes when a tensor is written in place, or given other memory through ``.data``."""
+    if not isinstance(value, Tensor) or value.is_inference():
+        return None
+    return value._version, value.data_ptr() if value.layout is torch.strided else 0
 
 
 def change(name: str, pair: tuple[Any, Any]) -> str:

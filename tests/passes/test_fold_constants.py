@@ -72,8 +72,7 @@ def test_folded_values_have_memory_of_their_own():
         assert not value.is_conj()
         assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
         assert all(value.data_ptr() != weight.data_ptr() for weight in program.weights.values() if weight is not value)
-    slim = weights["folded.w"]
-    assert slim.stride() == (1, 2)  # as the model's: rows beside each other
+    assert weights["folded.weight"].stride() == (1, 2)  # transposed, as the model's
 
 
 def test_code_that_is_shared_is_evaluated_for_each_value_and_then_gone():
@@ -81,7 +80,9 @@ def test_code_that_is_shared_is_evaluated_for_each_value_and_then_gone():
     x, w = program.input(torch.randn(3)), program.weight("w", torch.randn(3))
     shared = program(aten.exp.default, w)
     a, b = program(aten.neg.default, shared), program(aten.sin.default, shared)
-    graph = program.graph(program(aten.add.Tensor, x, a), program(aten.add.Tensor, x, b), program(aten.add.Tensor, x, shared))
+    graph = program.graph(
+        program(aten.add.Tensor, x, a), program(aten.add.Tensor, x, b), program(aten.add.Tensor, x, shared)
+    )
     weights, _ = folded(graph)
     assert names(graph) == ["add", "add", "add"]
     assert sorted(weights) == ["folded.w", "folded.w_1", "folded.w_2"]
@@ -113,7 +114,8 @@ def test_weight_code_over_state_that_the_model_writes_stays():
     view = program.weight("also_count", counter[:2])
     more = program(aten.add.Tensor, state, 1.0)
     graph = program.graph(
-        program(aten.mul.Tensor, x, program(aten.exp.default, more)), program(aten.sum.default, program(aten.exp.default, view)),
+        program(aten.mul.Tensor, x, program(aten.exp.default, more)),
+        program(aten.sum.default, program(aten.exp.default, view)),
         more, mutations=(Mutation("weight", "count"),),
     )  # fmt: skip
     weights, _ = folded(graph)

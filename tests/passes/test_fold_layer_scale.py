@@ -72,3 +72,10 @@ def test_a_layer_that_is_read_elsewhere_keeps_its_weights():
     )
     assert not result.record.commits
     assert any("is also read elsewhere" in reason for reason in result.reasons)
+
+
+def test_complex_layers_are_refused():
+    model = Block(lambda self, x: self.layer(x) * self.scale, layer=nn.Linear(5, 6, dtype=torch.complex64))
+    model.scale = nn.Parameter(torch.randn(6, dtype=torch.complex64))
+    result = rewrite(model.eval(), FoldLayerScale(), torch.randn(2, 5, dtype=torch.complex64))
+    assert result.reasons == ["its values are torch.complex64"]

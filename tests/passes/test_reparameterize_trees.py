@@ -129,6 +129,7 @@ def test_an_ordinary_residual_block_keeps_its_sum():
 
     result = merged(Block(forward, a=conv_norm(4, 3), b=conv_norm(4, 3)), torch.randn(2, 4, 6, 5), layers=2)
     assert result.operators == ["conv2d", "relu", "conv2d", "add"]
+    assert {commit.rule for commit in result.record.commits} == {"fold-batch-norm-after"}
     assert not result.record.refused
 
 

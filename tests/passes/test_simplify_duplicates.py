@@ -16,7 +16,7 @@ from rewrite.graph import Mutation
 from rewrite.ops import Product
 from rewrite.pattern import Op
 from rewrite.provenance import origin
-from rewrite.rule import Fidelity, Match, Rule
+from rewrite.rule import Fidelity, Match, Refusal, Rule
 from tests.passes.rewriting import apply
 from tests.programs import Program, aten, names, same_bits, special
 
@@ -41,10 +41,10 @@ def test_equal_calls_become_one_however_they_spell_their_arguments():
 
 def test_whole_chains_and_their_readers_become_one():
     program = Program()
-    x, w = program.input(special(3, 4)), torch.randn(5, 4)
+    x, w = program.input(special(3, 4)), program.weight("w", torch.randn(5, 4))
 
     def branch():
-        hidden = program(aten.linear.default, x, program.weight("w", w))  # a node of its own for the same weight
+        hidden = program(aten.linear.default, x, w)
         return program(aten.gelu.default, program(aten.sin.default, hidden), approximate="tanh")
 
     graph, _ = merged(program, program(aten.mul.Tensor, branch(), program(aten.add.Tensor, branch(), branch())))
@@ -92,9 +92,7 @@ DIFFERENT = [
 def test_calls_that_differ_stay_two(calls):
     program = Program()
     values = {name: program.input(special(4, 4)) for name in "xyz"} | {"i": program.input(torch.arange(4))}
-    nodes = [
-        program(target, *(values.get(a, a) if isinstance(a, str) else a for a in args)) for target, args in calls
-    ]
+    nodes = [program(target, *(values.get(a, a) if isinstance(a, str) else a for a in args)) for target, args in calls]
     graph, _ = merged(program, *(program(aten.neg.default, node) for node in nodes))
     assert len(graph.calls()) == 4
 
@@ -141,6 +139,9 @@ class Rebuild(Rule):
 
     fidelity = Fidelity.ELEMENTWISE
     pattern = Op(Product)
+
+    def check(self, match: Match) -> Refusal | None:
+        return None if origin(match.outputs[0]) is None else Refusal("is rebuilt already")
 
     def rewrite(self, match: Match, g: Any) -> Node:
         node = match.outputs[0]

@@ -107,14 +107,14 @@ def cases(draw: st.DrawFn, host: bool = False) -> Case:
             )
         )
     if host:
-        branches.append(_host(branches, surplus))
+        branches.append(_host(branches))
     return Case(sizes, stride, mode, outputs, tuple(branches))
 
 
-def _host(branches: list[Spec], surpluses: tuple[int, ...]) -> Spec:
+def _host(branches: list[Spec]) -> Spec:
     dims = []
-    for d, c in enumerate(surpluses):
-        parts = [spec.dims[d] for spec in branches if spec.kind == "conv"] + [Geometry(1, 1, 0, max(c, 0))]
+    for d in range(len(branches[0].dims)):
+        parts = [spec.dims[d] if spec.kind == "conv" else Geometry(1, 1, 0, 0) for spec in branches]
         low = max(part.low for part in parts)
         last = max(part.extent - part.low for part in parts)
         surplus = max(part.low + part.high - part.extent for part in parts)

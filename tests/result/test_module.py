@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rewrite.errors import InputError, RewriteError
+from rewrite.errors import CaptureError, InputError, RewriteError
 from rewrite.result import OptimizedModule
 from tests.result.programs import Compiler, Net, close, image, net, optimize, spread
 
@@ -128,7 +128,7 @@ def test_modes(model: nn.Module) -> None:
     assert fast.train(False) is fast
     assert not any(part.training for part in fast.modules())
     for part in (fast, fast.stem):
-        with pytest.raises(RewriteError, match="use rewrite.transform to train"):
+        with pytest.raises(RewriteError, match=r"use rewrite\.transform to train"):
             part.train()
 
 
@@ -185,7 +185,8 @@ def test_autocast(model: nn.Module, dtype: torch.dtype) -> None:
         out = fast(x)
         assert out.dtype is model(x).dtype is torch.bfloat16
         assert close(out, model(x), 3e-2)
-    assert torch.equal(fast.graph_module.get_buffer("folded_1.bias"), optimize(model, image()).graph_module.get_buffer("folded_1.bias"))
+    full = optimize(model, image()).graph_module
+    assert torch.equal(fast.graph_module.get_buffer("folded_1.bias"), full.get_buffer("folded_1.bias"))
     assert close(fast(image()), model(image()))
     assert fast._engine._compile_program.calls == 1
 
@@ -195,7 +196,7 @@ def test_capture_is_in_the_callers_thread_of_modes(model: nn.Module) -> None:
     fast = optimize(model, image())
     model.train()
     fast(image())
-    with pytest.raises(InputError, match="training mode; call model.eval"):
+    with pytest.raises(InputError, match=r"training mode; call model\.eval"):
         fast(image(2, 14))
 
 
@@ -230,6 +231,36 @@ def test_the_result_inside_torch_compile(model: nn.Module) -> None:
         assert close(outer(image()), model(image() * 2) + 1)
         model.fc.weight.mul_(2)
         assert close(outer(image()), model(image() * 2) + 1)
+
+
+def test_export_names_what_to_export(model: nn.Module) -> None:
+    fast = optimize(model, image())
+    with pytest.raises(RewriteError, match=r"export result\.graph_module"):
+        torch.export.export(fast, (image(),))
+    exported = torch.export.export(fast.graph_module, (image(),))
+    assert close(exported.module()(image()), model(image()))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_transforms_of_the_result(model: nn.Module) -> None:
+    fast, x = optimize(model, image()), image()
+    jacobian = torch.func.jacrev(lambda x: fast(x).sum(0))(x)
+    assert close(jacobian, torch.func.jacrev(lambda x: model(x).sum(0))(x))
+    assert close(torch.func.jvp(fast, (x,), (x,))[1], torch.func.jvp(model, (x,), (x,))[1])
+    assert close(torch.func.vmap(lambda x: fast(x[None])[0])(x), model(x))
+
+
+def test_tensors_without_an_address(model: nn.Module) -> None:
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    fast = optimize(model, image())
+    assert close(fast(image()), model(image()))
+    assert fast.state_dict()["adjacency"].layout is torch.sparse_coo
+    assert close(copy.deepcopy(fast)(image()), model(image()))
+
+
+def test_lazy_modules_are_refused() -> None:
+    with pytest.raises(CaptureError, match="'weight' is not initialized; call the model once"):
+        optimize(nn.LazyLinear(3).eval())
 
 
 def test_plain_tensor_attributes_are_followed() -> None:

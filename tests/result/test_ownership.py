@@ -30,8 +30,12 @@ def fingerprint(model: nn.Module) -> Any:
 
 def same(a: Any, b: Any) -> bool:
     (first, flags), (second, others) = a, b
-    return flags == others and first.keys() == second.keys() and all(
-        first[name][:-1] == second[name][:-1] and torch.equal(first[name][-1], second[name][-1]) for name in first
+    return (
+        flags == others
+        and first.keys() == second.keys()
+        and all(
+            first[name][:-1] == second[name][:-1] and torch.equal(first[name][-1], second[name][-1]) for name in first
+        )
     )
 
 
@@ -234,7 +238,7 @@ def test_a_copy_does_not_keep_the_original_result() -> None:
 
 
 def test_pickling_says_what_to_do() -> None:
-    with pytest.raises(RewriteError, match="save model.state_dict"):
+    with pytest.raises(RewriteError, match=r"save model\.state_dict"):
         pickle.dumps(optimize(net()))
 
 

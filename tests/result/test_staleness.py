@@ -84,8 +84,8 @@ def numpy_like(model: nn.Module, name: str) -> None:
     storage.copy_((parameter(model, name).detach() * 1.5).contiguous().untyped_storage())
 
 
-CHANGES = [in_place, one_element, through_detach, in_inference_mode, through_data, clamp_through_data, prune_through_data,
-           other_data, vector, replaced, loaded, assigned, initialized, numpy_like]  # fmt: skip
+CHANGES = [in_place, one_element, through_detach, in_inference_mode, through_data, clamp_through_data,
+           prune_through_data, other_data, vector, replaced, loaded, assigned, initialized, numpy_like]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [KERNEL, HEAD])

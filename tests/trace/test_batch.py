@@ -55,9 +55,22 @@ def test_several_inputs_share_the_batch() -> None:
     assert_runs(model, captured, *((torch.randn(n, 4), {"y": torch.randn(n, 4)}, *rest) for n in (1, 2, 7)))
 
 
-def test_one_tensor_given_twice() -> None:
+def test_input_that_only_happens_to_agree_does_not_decide() -> None:
+    def forward(self: Any, x: Tensor, spare: Any = None, options: Any = None) -> Tensor:
+        return x.reshape(x.shape[0], 2, -1) * torch.ones(x.shape[0], 1, 2)
+
+    model = module(forward)
+    captured = capture(model, (torch.randn(1, 4), torch.ones(1)), {"options": {"z": torch.ones(1, 3)}})
+    run = captured.graph.to_module()
+    for n in (1, 2, 7):
+        x = torch.randn(n, 4)
+        assert_equal(run(x, torch.ones(1), options={"z": torch.ones(1, 3)}), model(x))
+
+
+@pytest.mark.parametrize("example", [1, 3])
+def test_one_tensor_given_twice(example: int) -> None:
     model = module(lambda self, x, y: x @ y.t())
-    x = torch.randn(1, 4)
+    x = torch.randn(example, 4)
     captured = capture(model, (x, x))
     assert_runs(model, captured, *((torch.randn(n, 4), torch.randn(n, 4)) for n in (1, 2, 7)))
 

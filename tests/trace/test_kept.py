@@ -87,6 +87,14 @@ def test_tied_weights_are_one_value() -> None:
     assert next(iter(graph.weights.values())) is a.weight
 
 
+def test_one_tensor_under_two_names_is_one_value() -> None:
+    table = torch.randn(4)
+    model = module(lambda self, x: x * self.a + self.b + self.listed[0], a=table, b=table)
+    model.listed = [table]
+    graph = assert_captures(model, torch.randn(3, 4)).graph
+    assert [id(tensor) for tensor in graph.weights.values()] == [id(table)]
+
+
 def test_shared_module_keeps_both_calls() -> None:
     conv, first, second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     for norm in (first, second):
@@ -318,6 +326,20 @@ def test_gradients_are_the_models(kind: str) -> None:
         torch.testing.assert_close(
             torch.zeros(()) if found is None else found, torch.zeros(()) if right is None else right
         )
+
+
+def test_caller_without_gradients_does_not_change_them() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = torch.sigmoid(x)
+        return self.a(x) * gate
+
+    model = module(forward, a=nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        run = capture(model, (x,)).graph.to_module()
+    for found, right in zip(gradients(run, model, x), gradients(model, model, x), strict=True):
+        torch.testing.assert_close(found, right)
 
 
 def test_gradients_of_a_block() -> None:

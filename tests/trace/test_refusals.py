@@ -215,7 +215,17 @@ def test_writes_through_data() -> None:
         self.table.data = x[0].clone()
         return x + self.table
 
-    assert_refuses(module(forward, table=torch.zeros(4)), CaptureError, "'table'")
+    assert_refuses(module(forward, table=torch.zeros(4)), CaptureError, "'table'", "tracing does not see")
+    # the same again on a model that has seen the example
+    warm = module(forward, table=torch.zeros(4))
+    warm(X)
+    assert_refuses(warm, CaptureError, "'table'", "tracing does not see")
+
+    def out_of_sight(self: Any, x: Tensor) -> Tensor:
+        self.table.data = x[0].clone()
+        return x + 1
+
+    assert_refuses(module(out_of_sight, table=torch.zeros(4)), CaptureError, "'table'", "tracing does not see")
 
 
 def test_mutated_input_that_is_returned_is_never_captured_wrongly() -> None:

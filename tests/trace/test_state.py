@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from rewrite.errors import CaptureError
 from rewrite.trace import capture
 from tests.trace.support import Picture, assert_captures, module
-from tests.trace.test_refusals import assert_refuses
-
-X = torch.randn(3, 4)
+from tests.trace.test_refusals import X, assert_refuses
 
 
 class Flagged(nn.Module):
@@ -140,6 +138,18 @@ def test_last_output_kept_as_state() -> None:
         return out
 
     assert_refuses(module(forward, previous=None), CaptureError, "'previous'")
+
+    def resets(self: Any, x: Tensor) -> Tensor:
+        out = x + self.previous
+        self.previous = x * 2
+        return out
+
+    model = module(resets)
+    model.__dict__["previous"] = torch.zeros(3, 4)
+    assert_refuses(model, CaptureError, "'previous'")
+    # after a call on the same example nothing differs, and the old value would be taken for a constant
+    model(X)
+    assert_refuses(model, CaptureError, "reads 'previous' and assigns it anew")
 
 
 def test_counter_that_does_not_matter_is_noted() -> None:

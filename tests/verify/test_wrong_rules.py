@@ -9,6 +9,7 @@ import torch
 
 from rewrite.driver import Driver
 from rewrite.errors import CycleError
+from rewrite.fragment import Builder, extract
 from rewrite.pipeline import Pass
 from rewrite.printer import program as text
 from rewrite.rule import Fidelity, Match, Rule
@@ -162,6 +163,17 @@ def test_a_copy_is_kept_where_the_caller_would_notice(returned, fidelity):
         assert "share memory" in record.rejections[0].reason
         x = torch.randn(2, 3)
         assert graph.to_module()(x)[0].data_ptr() != x.data_ptr()
+
+
+def test_memory_is_compared_as_operators_use_it_whatever_they_declare():
+    p = Program()
+    x = p.input(torch.randn(2, 3))
+    graph = p.graph(p(aten.clone.default, x))
+    rule = replacing(aten.clone.default, lambda g, node, x: x)
+    (match,) = rule.find(graph, graph.calls())
+    new = Builder(graph, match, 1)
+    verdict = MatchVerifier().verify(graph, match, extract(match), new.finish(rule.rewrite(match, new)))
+    assert "'clone_default' would share memory with 'input0'" in verdict.reason
 
 
 def test_bits_are_compared_where_a_rule_promises_them():
