@@ -1,6 +1,6 @@
 """Optimize a real model, look at what was done, and compare its speed with eager and ``torch.compile``.
 
-    python examples/demo.py [timm model]        (default: repvgg_a0, in its training form)
+python examples/demo.py [timm model]        (default: repvgg_a0, in its training form)
 """
 
 from __future__ import annotations

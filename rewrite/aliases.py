@@ -24,6 +24,7 @@ _UNDECLARED = frozenset({
     aten.type_as.default, aten.broadcast_tensors.default, aten.einsum.default, aten.meshgrid.default,
     aten.meshgrid.indexing, aten.atleast_1d.default, aten.atleast_2d.default, aten.atleast_3d.default,
     aten.atleast_1d.Sequence, aten.atleast_2d.Sequence, aten.atleast_3d.Sequence,
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
 })  # fmt: skip
 
 # These return their argument only where nothing is to be converted.

@@ -176,7 +176,7 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def watch_autograd_functions(seen: Callable[[str], None]) -> Iterator[None]:
-    """Call ``seen(name)`` for every custom autograd function that this thread applies, ``"checkpoint"`` for a checkpoint.
+    """Call ``seen(name)`` for each custom autograd function that this thread applies; a checkpoint is ``"checkpoint"``.
 
     Tracing goes through such functions and loses their backward, and nothing in the exported program tells.
     """

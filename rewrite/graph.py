@@ -201,10 +201,11 @@ class Graph:
         output = nodes.output_node()
         values = list(output.args[0])  # type: ignore[arg-type]
         count = self.signature.outputs
-        targets = {node.target: node for node in nodes.nodes if node.op in ("placeholder", "get_attr")}
+        targets = {(node.op, node.target): node for node in nodes.nodes if node.op in ("placeholder", "get_attr")}
         with nodes.inserting_before(output):
             for mutation, value in zip(self.signature.mutations, values[count:], strict=True):
-                target = targets.get(mutation.target)
+                kind = "placeholder" if mutation.kind == "input" else "get_attr"
+                target = targets.get((kind, mutation.target))
                 if target is None:
                     target = nodes.create_node("get_attr", mutation.target)
                 written = nodes.call_function(aten.copy_.default, (target, value))

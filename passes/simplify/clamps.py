@@ -27,8 +27,8 @@ aten = torch.ops.aten
 class MergeClamps(Rule):
     """Of two clamps in a row, where one interval lies in the other, only the narrower is needed.
 
-    ``relu6(relu(x)) = relu(relu6(x)) = relu6(x)``. Equal in every value, NaN included; not declared bitwise because devices
-    differ in the sign that they give to a zero at the bound.
+    ``relu6(relu(x)) = relu(relu6(x)) = relu6(x)``. Equal in every value, NaN included; not declared bitwise because
+    devices differ in the sign that they give to a zero at the bound.
     """
 
     fidelity = Fidelity.ELEMENTWISE

@@ -67,6 +67,13 @@ def test_a_returned_copy_of_an_input_or_weight_stays():
     assert all("become its input or weight itself" in reason for reason in result[1])
 
 
+def test_dropout_in_evaluation_returns_its_argument_so_the_copy_before_it_stays():
+    program = Program()
+    x = program.input(special(3))
+    kept, _ = simplified(program, program(aten.dropout.default, program(aten.mul.Tensor, x, 1), 0.5, False))
+    assert kept == ["mul"]
+
+
 def test_a_returned_view_of_a_copy_of_an_input_stays():
     program = Program()
     x = program.input(special(3, 4))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rewrite.result.probe import WHOLE, Probe, _positions
+from rewrite.result.probe import WHOLE, Probe, _argmax, _positions
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool,
           torch.complex64]  # fmt: skip
@@ -82,6 +82,12 @@ def test_watched_positions_are_read_where_they_lie(shape: list[int], data: st.Da
 )  # fmt: skip
 def test_what_cannot_be_read_is_left_out(tensor: Tensor) -> None:
     assert not Probe([tensor]).changed()
+
+
+@given(st.integers(1, 5000), st.integers(0, 99))
+def test_the_largest_is_found(count: int, seed: int) -> None:
+    tensor = torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    assert _argmax(tensor) == int(tensor.argmax())
 
 
 def test_memory_that_the_tensor_left_is_kept() -> None:

@@ -242,6 +242,31 @@ def test_weights_that_are_rounded_on_purpose_are_folded_as_they_are(fidelity):
     assert len(record.commits) == 1
 
 
+@dataclass(frozen=True)
+class ScaleTwice(Rule):
+    """A factor before an oscillating function, in two steps."""
+
+    fidelity = Fidelity.ELEMENTWISE
+
+    def find(self, graph, dirty):
+        for node in dirty:
+            if node.target is aten.special_bessel_j0.default and origin(node) is None:
+                yield Match(self, (node.args[0], node), (node,))
+
+    def rewrite(self, match, g):
+        x, factor = match.nodes[0].args
+        scaled = g(aten.mul.Tensor, g(aten.mul.Tensor, x, 7.0), factor / 7)
+        return g(aten.special_bessel_j0.default, scaled)
+
+
+def test_an_unknown_operator_may_enlarge_errors():
+    p = Program()
+    x = p.input(torch.randn(2, 3, 20, 20, dtype=torch.float64))
+    graph = p.graph(p(aten.special_bessel_j0.default, p(aten.mul.Tensor, x, 1e5)))
+    (record,) = Driver(graph, MatchVerifier()).run([ScaleTwice()])
+    assert len(record.commits) == 1
+
+
 def test_bits_of_a_folded_weight_are_those_of_its_own_dtype():
     p = Program()
     x, w, b = p.input(torch.randn(2, 5)), p.weight(torch.randn(4, 5)), p.weight(torch.randn(4))

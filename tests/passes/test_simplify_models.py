@@ -1,0 +1,36 @@
+"""Simplify on networks: the same bits, and fewer operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from passes.simplify import Simplify
+from rewrite.driver import Driver
+from rewrite.trace import capture
+from rewrite.verify import MatchVerifier
+from tests.corpus import input_for, load, randomize
+
+# operators before and after
+NETWORKS = {
+    "swin_tiny_patch4_window7_224": (604, 496),
+    "convnext_atto": (168, 143),
+    "inception_next_atto": (236, 223),
+    "mixnet_s": (500, 471),
+}
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_computes_the_same_bits_with_fewer_operators(name):
+    model = randomize(load(name))
+    x = input_for(model)
+    graph = capture(model, (x,)).graph
+    before, after = NETWORKS[name]
+    assert len(graph.calls()) == before
+    [record] = Driver(graph, MatchVerifier()).run([Simplify()])
+    assert not record.rejections
+    graph.check()
+    assert len(graph.calls()) == after
+    with torch.no_grad():
+        assert torch.equal(graph.to_module()(x), model(x))
