@@ -59,7 +59,8 @@ def optimize(
 
     Args:
         model: a module in evaluation mode. A module that is optimized already is returned as it is.
-        example_inputs: a tensor, or a tuple of the positional arguments. Without any example the first call captures.
+        example_inputs: the argument, or a tuple of the positional arguments (a list is one argument). Without any
+            example the first call captures.
         example_kwargs: keyword arguments of the example call.
         pipeline: passes to run: text such as ``"simplify, reparameterize{max_kernel=31}"``, a
             :class:`~rewrite.pipeline.Pipeline`, a rule or pass, or several. Default: every exact pass.
@@ -184,7 +185,7 @@ class _Compiler:
             type(captured.model).__name__, str(self.pipeline), records, count(original), count(graph), verdict,
             seconds, captured.notes, _versions(),
         )  # fmt: skip
-        return Program(graph, report, _value_rules(self.pipeline, records), seconds)
+        return Program(graph, report, _value_rules(self.pipeline, records), captured.one_row, seconds)
 
     def _verify(
         self, captured: Capture, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -222,22 +223,32 @@ def _pipeline(given: Any, default: Pipeline) -> Pipeline:
 
 
 def _exclusions(given: str | Iterable[str], model: nn.Module, pipeline: Pipeline) -> tuple[str, ...]:
+    """Names of steps, rules and module paths; a pass that runs as part of another stands for its rules."""
     names = (given,) if isinstance(given, str) else tuple(given)
     known = {name for step in pipeline for name in (step.name, *(rule.name for rule in rules_of(step)))}
-    known.update(passes.registry().steps)
-    paths = {path for path, _ in model.named_modules() if path}
+    registered = passes.registry().steps
+    known.update(registered)
+    paths = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
+    found: dict[str, None] = {}
     for name in names:
         if name not in known and name not in paths:
-            raise InputError(f"exclude={name!r} is no pass, rule or module of this model{nearest(name, known | paths)}")
-    return names
+            raise InputError(
+                f"exclude={name!r} is no pass, rule or module of this model{nearest(name, {*known, *paths})}"
+            )
+        found[name] = None
+        if name in registered and all(step.name != name for step in pipeline):
+            found.update((rule.name, None) for rule in rules_of(registered[name]()))
+        # a module that is registered twice is captured under either path
+        found.update((path, None) for path, module in paths.items() if module is paths.get(name))
+    return tuple(found)
 
 
 def _call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example as positional and keyword arguments; a list is taken for one argument only if it is no call."""
+    """The example as positional and keyword arguments; only a tuple is several arguments."""
     kwargs = dict(example_kwargs or {})
     if example_inputs is None:
         return (), kwargs
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), kwargs
+    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), kwargs
 
 
 def _lowering(name: str | None) -> Lowering:

@@ -231,7 +231,10 @@ class _Sweep:
             new = builder.finish(rule.rewrite(match, builder))
         except Exception as error:  # whatever a rule does, the graph stays as it is
             return self._dead_end(match, f"raised {type(error).__name__}: {error}")
-        verdict = self._verify(match, old, new)
+        try:
+            verdict = self._verify(match, old, new)
+        except Exception as error:  # what cannot be checked is not made
+            return self._dead_end(match, f"verification raised {type(error).__name__}: {error}")
         if not verdict.accepted:
             return self._dead_end(match, verdict.reason)
         return self._splice(match, new, verdict)

@@ -81,6 +81,19 @@ def test_any_batch_from_any_example(model, batch, example):
     torch.testing.assert_close(fast(x), model(x))
 
 
+@pytest.mark.parametrize("example", [1, 4])
+def test_a_branch_on_a_batch_of_one(example):
+    class Special(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.size(0) > 1 else x.relu()
+
+    model = Special().eval()
+    fast = eager(model, torch.randn(example, 3))
+    for batch in (1, 2, 4):
+        x = torch.randn(batch, 3)
+        torch.testing.assert_close(fast(x), model(x))
+
+
 def test_another_image_size(model, x):
     fast = eager(model, x)
     other = torch.randn(2, 4, 15, 7)
@@ -130,6 +143,24 @@ def test_pipeline_text_objects_and_exclusion(model, x):
     kept = eager(model, x, exclude="norm")
     assert any("batch_norm" in str(node.target) for node in kept.graph_module.graph.nodes)
     torch.testing.assert_close(kept(x), model(x))
+
+
+def test_a_pass_within_a_pass_and_a_shared_module_are_excluded(x):
+    layer = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    model = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    for name in ("fold-batch-norm", "0", "2"):
+        fast = eager(model, x, exclude=name)
+        norms = [node for node in fast.graph_module.graph.nodes if "batch_norm" in str(node.target)]
+        assert len(norms) == 2, name
+    assert not [node for node in eager(model, x).graph_module.graph.nodes if "batch_norm" in str(node.target)]
+
+
+def test_a_list_is_one_argument(x):
+    class Total(nn.Module):
+        def forward(self, parts):
+            return parts[0] + parts[1]
+
+    torch.testing.assert_close(eager(Total().eval(), [x, x])([x, x]), 2 * x)
 
 
 def test_transform_trains_the_model(model, x):

@@ -41,6 +41,9 @@ class OptimizedModule(Mirror):
     Nor does it notice new values of the model's attributes that are not tensors. A write in place while a call runs in
     another thread is a race, as it is with the model.
 
+    Python attributes that forward reads (a norm's ``eps``, a slope) are part of the program: optimize again after a
+    change of these.
+
     **Modes.** Gradients reach inputs that require them, never weights. Autocast and inference mode work as with the
     model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen.
 

@@ -20,10 +20,12 @@ class Program:
         report: what was done, for ``result.report``.
         value_rules: names of the rules that were applied and hold for the present values of weights only. After a
             change of weights such a program is captured anew instead of refolded.
+        one_row: whether the program is right for a batch of one as well.
         time: seconds by phase, shared with the report; each lowering adds its own as it happens.
     """
 
     graph: Graph
     report: Any = None
     value_rules: tuple[str, ...] = ()
+    one_row: bool = True
     time: dict[str, float] = field(default_factory=dict)

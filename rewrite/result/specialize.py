@@ -140,8 +140,9 @@ class Specialization:
             return False
         sizes: tuple[Any, ...] = tuple(recorded.shape)
         for size, given in zip(sizes, value.shape, strict=True):
-            wanted = symbols.setdefault(str(size), given) if isinstance(size, torch.SymInt) else size
-            if wanted != given:
+            symbolic = isinstance(size, torch.SymInt)
+            wanted = symbols.setdefault(str(size), given) if symbolic else size
+            if wanted != given or (symbolic and given == 1 and not self.program.one_row):
                 return False
         return True
 

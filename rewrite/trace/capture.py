@@ -41,6 +41,7 @@ class Capture:
         flat_inputs: the leaves of the example ``(args, kwargs)``.
         notes: what the user should know, one sentence each.
         seconds: what capture took.
+        one_row: whether the graph is right for a batch of one as well; forward may do something else with it.
     """
 
     graph: Graph
@@ -49,6 +50,7 @@ class Capture:
     flat_inputs: tuple[Any, ...]
     notes: tuple[str, ...]
     seconds: float
+    one_row: bool = True
 
 
 def capture(
@@ -77,8 +79,12 @@ def capture(
     with isolated(model):
         rehearsal = rehearse(model, args, kwargs)
         graph, plan, notes = _trace(model, args, kwargs, rehearsal, training)
+        one_row = _takes_one_row(model, graph, plan, args, kwargs)
     notes += _state_notes(rehearsal) + _constant_notes(graph, flat)
-    return Capture(graph, model, _symbol(graph, plan), tuple(flat), tuple(notes), time.perf_counter() - start)
+    if not one_row:
+        notes.append("forward does something else with a batch of one, which is captured on its own")
+    seconds = time.perf_counter() - start
+    return Capture(graph, model, _symbol(graph, plan), tuple(flat), tuple(notes), seconds, one_row)
 
 
 def _trace(
@@ -117,6 +123,20 @@ def _trace(
             notes.append(_fixed_batch(flat, failure))
         return graph, plan, notes
     raise AssertionError("the last plan is static and either returns or raises")
+
+
+def _takes_one_row(model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the graph is also right for one row: export decides a branch on a batch of one without saying so."""
+    flat, spec = compat.tree_flatten((args, kwargs))
+    if not plan.carriers or flat[plan.carriers[0]].shape[0] == 1:
+        return True
+    row = [leaf[:1] if i in plan.carriers else leaf for i, leaf in enumerate(flat)]
+    args, kwargs = compat.tree_unflatten(row, spec)
+    try:
+        judge(model, graph, rehearse(model, args, kwargs), args, kwargs)
+    except Exception:  # the model itself may not take one row
+        return False
+    return True
 
 
 def _check_functions(model: nn.Module, exported: Exported, training: bool) -> None:

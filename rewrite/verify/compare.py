@@ -93,6 +93,8 @@ def close(
         return Finding(
             f"output '{name}' is {new[at].item()} where the model's is finite{_where(lost, at, reach)}", float("inf")
         )
+    # where everything would be allowed, nothing is shown
+    known &= torch.isfinite(floor)
     if not bool(known.any()):
         return Finding(evidence=reference.numel() == 0)
     error, allowed = _errors(new, reference, known), _errors(old, reference, known)
@@ -102,7 +104,7 @@ def close(
     bound = MARGIN * torch.maximum(allowed, floor)
     ratio = torch.where(error > 0, error / bound, 0.0)
     worst = float(ratio.max())
-    wrong = error > bound
+    wrong = ~(error <= bound)
     if not bool(wrong.any()):
         return Finding(error=worst)
     at = _position(int(ratio.argmax()), ratio.shape)

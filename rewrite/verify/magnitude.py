@@ -136,11 +136,11 @@ class Magnitudes:
         if name in LIPSCHITZ:
             return LIPSCHITZ[name] * self._of(args[0])
         if name in _SLOPE:
-            return _SLOPE[name](self._value(args[0])) * self._of(args[0])
+            return _scaled(_SLOPE[name](self._value(args[0])), self._of(args[0]))
         if name in BATCH_NORMS:
             return self._batch_norm(node)
         if name == "pow" and isinstance(args[1], (int, float)):
-            return abs(args[1]) * self._value(args[0]).abs().pow(args[1] - 1) * self._of(args[0])
+            return _scaled(abs(args[1]) * self._value(args[0]).abs().pow(args[1] - 1), self._of(args[0]))
         if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
             return self._softmax(node, name)
         if name in ("elu", "leaky_relu", "prelu"):
@@ -232,3 +232,9 @@ def channel_max(values: Tensor) -> Tensor:
         return values.amax().expand(values.shape) if values.numel() else values
     others = [dim for dim in range(values.dim()) if dim != 1]
     return values.amax(others, keepdim=True).expand(values.shape)
+
+
+def _scaled(slope: Any, magnitude: Any) -> Any:
+    """A slope times a magnitude; what is exactly zero has no error, however steep the function is there."""
+    product = slope * magnitude
+    return torch.where(magnitude == 0, 0.0, product) if isinstance(product, Tensor) else product

@@ -191,6 +191,8 @@ class _Task:
                 return Verdict(False, outcome.failure, done, error=error)
         if not done:
             return Verdict(False, f"the model's own operators do not run on drawn values: {skipped}")
+        if skipped:
+            notes[f"draws were left out on which the model's own operators do not run: {skipped}"] = None
         return Verdict(True, draws=done, error=error, note="; ".join(notes))
 
     def _draw(self, draw: Draw) -> tuple[Outcome, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,11 +43,17 @@ _WEIGHT = "a weight"
 
 @dataclass(frozen=True)
 class _Call:
-    """Flat inputs of a call, copied for it, and what it returned."""
+    """Flat inputs of a call, copied for it, what it returned, and what it wrote, as the signature lists it."""
 
     inputs: list[Any]
     outputs: list[Any]
     spec: compat.TreeSpec
+    state: list[Any]
+
+    @property
+    def values(self) -> list[Any]:
+        """All that the call computed: what it returned, and what it wrote."""
+        return [*self.outputs, *self.state]
 
 
 def verify_model(
@@ -73,13 +80,14 @@ def verify_model(
         weights: tensors of the program besides those of ``graph``: an output may not be one of them either.
 
     Returns:
-        A verdict. Random programs are compared in structure, shapes and dtypes only, and its note says so.
+        A verdict on what is returned and on what is written. Random programs are compared in structure, shapes and
+        dtypes only, and its note says so.
     """
     started = time.perf_counter()
     flat, spec = compat.tree_flatten((tuple(args), dict(kwargs or {})))
     flat = _narrowed(graph, flat)
     with torch.no_grad():
-        expected, found = _call(source, flat, spec), _call(program, flat, spec)
+        expected, found = _call(source, graph, flat, spec), _call(program, graph, flat, spec)
         failure = _structure(expected, found) or _sharing(graph, expected, found, list(weights))
         draws, error, note = 1, 0.0, ""
         if not failure:
@@ -87,16 +95,21 @@ def verify_model(
             if random:
                 note = "the model draws random numbers: only shapes and dtypes are compared"
             else:
-                judgement = _values(partial(_call, source, spec=spec), expected, found, graph, flat)
+                judgement = _values(partial(_call, source, graph, spec=spec), expected, found, graph, flat)
                 failure, draws, error, note = judgement.failure, judgement.calls, judgement.error, judgement.note
     return Verdict(not failure, failure, draws, time.perf_counter() - started, error, note)
 
 
-def _call(function: Callable[..., Any], flat: Sequence[Any], spec: compat.TreeSpec) -> _Call:
+def _call(function: Callable[..., Any], graph: Graph, flat: Sequence[Any], spec: compat.TreeSpec) -> _Call:
     inputs = clones(list(flat))
     args, kwargs = compat.tree_unflatten(inputs, spec)
     outputs, out_spec = compat.tree_flatten(function(*args, **kwargs))
-    return _Call(inputs, outputs, out_spec)
+    places = {str(node.target): i for i, node in enumerate(graph.inputs)}
+    state = [
+        inputs[places[mutation.target]] if mutation.kind == "input" else attrgetter(mutation.target)(function)
+        for mutation in graph.signature.mutations
+    ]
+    return _Call(inputs, outputs, out_spec, clones(state))
 
 
 def _narrowed(graph: Graph, flat: Sequence[Any]) -> list[Any]:
@@ -121,8 +134,8 @@ def _cut(node: Node, leaf: Any, batch: Batch) -> Any:
 def _structure(expected: _Call, found: _Call) -> str:
     if expected.spec != found.spec:
         return f"the program returns another structure: {found.spec} instead of {expected.spec}"
-    names = [f"{i}" for i in range(len(expected.outputs))]
-    return next(filter(None, map(same_kind, names, expected.outputs, found.outputs)), "")
+    names = [f"{i}" for i in range(len(expected.values))]
+    return next(filter(None, map(same_kind, names, expected.values, found.values)), "")
 
 
 def _sharing(graph: Graph, expected: _Call, found: _Call, weights: Sequence[Tensor]) -> str:
@@ -163,14 +176,14 @@ def _values(
     except Exception as error:
         truths = None
         notes.append(f"there is no float64 reference ({type(error).__name__}), so the model itself is the reference")
-    model = Sample(expected.outputs, truths)
-    judgement = judge(model, found.outputs, [], notes)
+    model = Sample(expected.values, truths)
+    judgement = judge(model, found.values, [], notes)
     if not judgement.failure or graph.signature.mutations:
         return judgement
     nudged = []
     for inputs in (_nudged(flat, seed) for seed in range(_NUDGES)):
-        nudged.append(Sample(source(inputs).outputs, None if truths is None else evaluate_double(graph, inputs)))
-    return judge(model, found.outputs, nudged, notes)
+        nudged.append(Sample(source(inputs).values, None if truths is None else evaluate_double(graph, inputs)))
+    return judge(model, found.values, nudged, notes)
 
 
 def _nudged(flat: Sequence[Any], seed: int) -> list[Any]:

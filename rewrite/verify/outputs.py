@@ -86,11 +86,16 @@ def judge(model: Sample, news: Sequence[Any], nudged: Sequence[Sample], notes: S
             failure, ties = _discrete(i, old, new, [truth, *(value for pair in others for value in pair)])
             if ties:
                 notes.append(f"output {i} differs in {ties} near ties")
-            finding = _Finding(failure)
+            finding = _Finding(failure, finite=False)
+        if not finding.finite and not finding.failure and (old.is_floating_point() or old.is_complex()):
+            notes.append(f"output {i} is infinite or NaN on the example, which shows nothing")
         error, finite = max(error, finding.error), finite or finding.finite
         if finding.failure:
             return Judgement(finding.failure, error, calls, "")
-    if not finite and any(isinstance(old, Tensor) and old.numel() for old in model.outputs):
+    if not finite and any(
+        isinstance(old, Tensor) and old.numel() and (old.is_floating_point() or old.is_complex())
+        for old in model.outputs
+    ):
         failure = "every output of the model is infinite or NaN on the example; pass one with finite results"
         return Judgement(failure, 0.0, calls, "")
     return Judgement("", error, calls, "; ".join(dict.fromkeys(notes)))

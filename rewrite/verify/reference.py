@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_double(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
-    """The user's outputs of a graph for flat inputs, in float64.
+    """All outputs of a graph for flat inputs, values of mutations last, in float64.
 
     What depends on weights alone is computed in its own dtypes, for its rounding is part of the model. Values are freed
     after their last use.
@@ -42,8 +42,7 @@ def evaluate_double(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
             env[node] = evaluate.call(node, args, kwargs, double=True)
             for done in last.get(node, ()):
                 env.pop(done, None)
-        users = graph.outputs[: graph.signature.outputs]
-        return [read(value) if isinstance(value, fx.Node) else value for value in users]
+        return [read(value) if isinstance(value, fx.Node) else value for value in graph.outputs]
 
 
 def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
