@@ -125,8 +125,8 @@ def row(name: str, comparison: Comparison, **more: Any) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The medians of all rows as text, one line a model."""
     names = list(dict.fromkeys(key for item in rows for key in item["ms"]))
-    lines = ["model".ljust(28) + "".join(name.rjust(18) for name in names) + "noise".rjust(8)]
+    lines = ["model".ljust(28) + "".join(name.rjust(20) for name in names) + "noise".rjust(8)]
     for item in rows:
-        cells = [f"{item['ms'][name]['median']:.2f} ms".rjust(18) if name in item["ms"] else " " * 18 for name in names]
+        cells = [f"{item['ms'][name]['median']:.2f} ms".rjust(20) if name in item["ms"] else " " * 20 for name in names]
         lines.append(item["model"].ljust(28) + "".join(cells) + f"{item['noise']:.1%}".rjust(8))
     return "\n".join(lines)
