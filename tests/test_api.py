@@ -155,6 +155,18 @@ def test_a_pass_within_a_pass_and_a_shared_module_are_excluded(x):
     assert not [node for node in eager(model, x).graph_module.graph.nodes if "batch_norm" in str(node.target)]
 
 
+def test_a_fold_that_overflows_later_is_undone():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval().half()
+    x = torch.randn(2, 3, 5, 5).half() * 1e-3
+    fast = eager(model, x)
+    with torch.no_grad():
+        model[0].weight.fill_(500)
+        model[1].running_var.zero_()
+        want = model(x)
+        assert want.isfinite().all()
+        torch.testing.assert_close(fast(x), want, rtol=1e-2, atol=1e-2)
+
+
 def test_a_list_is_one_argument(x):
     class Total(nn.Module):
         def forward(self, parts):

@@ -201,7 +201,7 @@ class Engine:
             fitting = [fit for special in specials if (fit := self._refit(special)) is not None]
             if not self._announced and any(plan.frozen for plan in previous.plans.values()):
                 self._live = True
-            weights = {special: self._weights(special) for special in fitting}
+            weights = {special: held for special in fitting if (held := self._refold(special)) is not None}
             self._announced = False
             plans = {key: plan for key, plan in previous.plans.items() if plan.special in weights and not plan.frozen}
             self._snapshot = Snapshot(watch, weights, plans)
@@ -228,10 +228,27 @@ class Engine:
                 raise Misfit(f"{rules} held for the weights of the model when it was optimized")
             return special.fit(self._sources(special))
         except Misfit as misfit:
-            if self._reflection is not None:
-                return None
-            raise RewriteError(f"the weights do not fit the optimized program: {misfit}; change the model instead and "
-                               "optimize it again") from None  # fmt: skip
+            self._give_up(misfit)
+            return None
+
+    def _refold(self, special: Specialization) -> Weights | None:
+        """The present weights, or None where the model has to be captured anew."""
+        try:
+            return self._weights(special)
+        except Misfit as misfit:
+            self._give_up(misfit)
+            return None
+
+    def _give_up(self, misfit: Misfit) -> None:
+        """Leave a program that does not fit to be captured anew.
+
+        Raises:
+            RewriteError: the weights are the result's own, and there is no model to capture.
+        """
+        if self._reflection is None:
+            raise RewriteError(
+                f"the weights do not fit the optimized program: {misfit}; change the model instead and optimize again"
+            ) from None
 
     def _sources(self, special: Specialization) -> dict[str, Tensor]:
         found = {}

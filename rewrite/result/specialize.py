@@ -99,10 +99,19 @@ class Specialization:
         return run_eagerly(graph, self.names), graph.signature.mutations
 
     def fold(self, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All weights by name, folded ones computed from ``sources``, which :attr:`reads` names."""
+        """All weights by name, folded ones computed from ``sources``, which :attr:`reads` names.
+
+        Raises:
+            Misfit: a folded value is too large for float16, though the weights that it comes from are not.
+        """
         moved = {name: _on(sources[name], self.conversion.device) for name in self.attributes if name in sources}
         tensors = {**self.constants, **sources, **moved}
         folded = self.graph.program.evaluate(tensors, self.conversion.dtype_of)
+        lost = next(
+            (name for name, value in folded.items() if value.dtype == torch.float16 and not _finite(value)), None
+        )
+        if lost is not None and all(_finite(tensor) for tensor in tensors.values()):
+            raise Misfit(f"'{lost}' overflows float16 when it is folded")
         return {name: folded[name] if name in folded else tensors[name] for name in self.names}
 
     def fit(self, sources: Mapping[str, Tensor]) -> Specialization:
@@ -145,6 +154,10 @@ class Specialization:
             if wanted != given or (symbolic and given == 1 and not self.program.one_row):
                 return False
         return True
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _on(tensor: Tensor, device: torch.device | None) -> Tensor:
