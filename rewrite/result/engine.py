@@ -247,7 +247,8 @@ class Engine:
         """
         if self._reflection is None:
             raise RewriteError(
-                f"the weights do not fit the optimized program: {misfit}; change the model instead and optimize again"
+                f"the weights do not fit the optimized program: {misfit}; change the model instead and optimize it "
+                "again"
             ) from None
 
     def _sources(self, special: Specialization) -> dict[str, Tensor]:
