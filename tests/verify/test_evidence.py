@@ -25,11 +25,13 @@ class DropBias(Rule):
     def find(self, graph, dirty):
         for node in dirty:
             if node.target is aten.conv2d.default and len(node.args) > 2 and node.args[2] is not None:
-                yield Match(self, (node.args[0], node), (node,))
+                steep = node.args[0]
+                yield Match(self, (steep.args[0], steep, node), (node,))
 
     def rewrite(self, match, g):
-        before, convolution = match.nodes
-        return g(aten.conv2d.default, g(before.target, *before.args), convolution.args[1], None)
+        relu, steep, convolution = match.nodes
+        positive = g(relu.target, *relu.args)
+        return g(aten.conv2d.default, g(steep.target, positive, *steep.args[1:]), convolution.args[1], None)
 
 
 class Steep(nn.Module):
