@@ -235,6 +235,6 @@ def channel_max(values: Tensor) -> Tensor:
 
 
 def _scaled(slope: Any, magnitude: Any) -> Any:
-    """A slope times a magnitude; what is exactly zero has no error, however steep the function is there."""
+    """A slope times a magnitude; None where the function is infinitely steep, so that its slope bounds nothing."""
     product = slope * magnitude
-    return torch.where(magnitude == 0, 0.0, product) if isinstance(product, Tensor) else product
+    return None if isinstance(product, Tensor) and not bool(torch.isfinite(product).all()) else product
