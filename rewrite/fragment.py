@@ -48,10 +48,15 @@ class Fragment:
         """The operator nodes, in order."""
         return [node for node in self.fx.nodes if node.op == "call_function"]
 
-    def evaluate(self, values: Mapping[Node, Any], double: bool = False) -> tuple[Any, ...]:
-        """The outputs for given values of the boundary nodes, in the given dtypes, or in float64 throughout."""
+    def environment(self, values: Mapping[Node, Any]) -> dict[Node, Any]:
+        """What the operators start from: the values of the boundary nodes by placeholder, and the constants."""
         env: dict[Node, Any] = {stand_in: values[node] for node, stand_in in self.inputs.items()}
         env.update((node, self.constants[str(node.target)]) for node in self.fx.nodes if node.op == "get_attr")
+        return env
+
+    def evaluate(self, values: Mapping[Node, Any], double: bool = False) -> tuple[Any, ...]:
+        """The outputs for given values of the boundary nodes, in the given dtypes, or in float64 throughout."""
+        env = self.environment(values)
         if double:
             env = {node: evaluate.lift(value) for node, value in env.items()}
         with torch.no_grad():
@@ -63,8 +68,7 @@ class Fragment:
 
         ``constant`` says which boundary nodes are constants of the graph.
         """
-        env: dict[Node, Any] = {stand_in: values[node] for node, stand_in in self.inputs.items()}
-        env.update((node, self.constants[str(node.target)]) for node in self.fx.nodes if node.op == "get_attr")
+        env = self.environment(values)
         dtypes = {
             node.meta["val"].dtype: env[stand_in].dtype
             for node, stand_in in self.inputs.items()

@@ -245,12 +245,18 @@ def _same_kind(a: Tensor, b: Tensor) -> bool:
     return a.layout is not torch.strided or a.stride() == b.stride()
 
 
-def find(root: nn.Module, name: str) -> Tensor | None:
-    """The parameter or buffer of a tree by its qualified name, or None."""
-    path, _, key = name.rpartition(".")
+def submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """The module of a tree at a path, '' for the root, or None."""
     module: nn.Module | None = root
     for part in path.split(".") if path else ():
         module = module._modules.get(part) if module is not None else None
+    return module
+
+
+def find(root: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of a tree by its qualified name, or None."""
+    path, _, key = name.rpartition(".")
+    module = submodule(root, path)
     if module is None:
         return None
     return module._parameters.get(key, module._buffers.get(key))

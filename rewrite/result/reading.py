@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor, nn
 
 from rewrite.errors import RewriteError
-from rewrite.result.mirror import find
+from rewrite.result.mirror import find, submodule
 
 if TYPE_CHECKING:
     from rewrite.graph import Graph
@@ -24,9 +24,7 @@ def kinds(source: nn.Module, graph: Graph) -> tuple[frozenset[str], frozenset[st
 def holder(root: nn.Module, name: str) -> dict[str, Any] | None:
     """The dict in which a module of the tree holds a parameter, a buffer or a tensor attribute, by qualified name."""
     path, _, key = name.rpartition(".")
-    module: nn.Module | None = root
-    for part in path.split(".") if path else ():
-        module = module._modules.get(part) if module is not None else None
+    module = submodule(root, path)
     if module is None:
         return None
     held = (module._parameters, module._buffers, module.__dict__)
