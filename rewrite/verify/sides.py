@@ -179,9 +179,7 @@ def _with_change(magnitude: Any, truth: Any, nudged: Any) -> Any:
 
 def _environment(fragment: Fragment, values: Mapping[Node, Any]) -> dict[Node, Any]:
     """The float64 value of every node of a fragment."""
-    env: dict[Node, Any] = {stand_in: values[node] for node, stand_in in fragment.inputs.items()}
-    env.update((node, fragment.constants[str(node.target)]) for node in fragment.fx.nodes if node.op == "get_attr")
-    env = {node: evaluate.lift(value) for node, value in env.items()}
+    env = {node: evaluate.lift(value) for node, value in fragment.environment(values).items()}
     evaluate.run(fragment.fx.nodes, env, double=True)
     return env
 
