@@ -18,6 +18,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from rewrite.versions import __version__
+
 if TYPE_CHECKING:
     from rewrite.api import optimize, transform
     from rewrite.errors import (
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     )
     from rewrite.pipeline import Pass, Pipeline
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "optimize": "rewrite.api", "transform": "rewrite.api",

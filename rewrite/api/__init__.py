@@ -1,0 +1,7 @@
+"""The composition root: the one place that knows the framework, the passes and the code generators."""
+
+from __future__ import annotations
+
+from rewrite.api.optimizing import optimize, transform
+
+__all__ = ["optimize", "transform"]

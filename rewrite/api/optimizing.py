@@ -1,0 +1,111 @@
+"""``optimize`` and ``transform``: capture, rewrite, verify, and hand over a module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from rewrite.api.arguments import call_of, exclusions_of, live_pipeline, lowering_of, pipeline_of, require_live
+from rewrite.compiler import Compiler
+from rewrite.errors import InputError
+from rewrite.recipe import Recipe, Verify
+from rewrite.result import OptimizedModule, TransformedModule
+from rewrite.trace import bound, unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from rewrite.driver import Listener
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    pipeline: Any = None,
+    exclude: str | Iterable[str] = (),
+    verify: Verify = "default",
+    lower: Literal["inductor", "eager"] | None = None,
+    fuel: int | None = None,
+    listeners: Sequence[Listener] = (),
+) -> OptimizedModule:
+    """Rewrite a model for inference; the result has been checked against the model itself.
+
+    The model is not changed. The result reads the model's own weights and notices when they change: then the folded
+    weights are computed again. Any batch size runs; another image size is captured when it is first seen.
+
+    Args:
+        model: a module in evaluation mode. A module that is optimized already is returned as it is.
+        example_inputs: the argument, or a tuple of the positional arguments (a list is one argument). Without any
+            example the first call captures.
+        example_kwargs: keyword arguments of the example call.
+        method: the method that the result computes instead of ``forward``, such as timm's ``"forward_features"``.
+        pipeline: passes to run: text such as ``"simplify, reparameterize{max_kernel=31}"``, a
+            :class:`~rewrite.pipeline.Pipeline`, a rule or pass, or several. Default: every exact pass.
+        exclude: names of passes and rules that do not run, and paths of modules that are left as they are.
+        verify: ``"default"`` checks each match and the whole model; ``"thorough"`` draws more, at full sizes; ``"off"``
+            checks nothing.
+        lower: ``"inductor"`` compiles with TorchInductor, ``"eager"`` runs the operators one by one. Default: Inductor
+            where a C++ compiler is found.
+        fuel: at most so many rewrites, to find the one that makes a difference.
+        listeners: hear every match, miss and rewrite as it happens.
+
+    Returns:
+        A module with the model's signature and ``state_dict``, and with ``report``, ``graph_module`` and ``refold()``.
+
+    Raises:
+        InputError: an argument does not fit; the message names the remedy.
+        CaptureError: the model cannot be captured as a functional graph.
+        PipelineError: an unknown pass or option.
+        VerificationError: the rewritten model as a whole is not equal to the source.
+    """
+    if isinstance(model, OptimizedModule):
+        return model
+    steps = pipeline_of(pipeline)
+    model = bound(unwrap(model), method)
+    recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify, fuel, tuple(listeners))
+    result = OptimizedModule(model, Compiler(model, recipe).compile, lowering_of(lower))
+    if example_inputs is not None or example_kwargs is not None:
+        result.specialize(*call_of(example_inputs, example_kwargs))
+    return result
+
+
+def transform(
+    model: nn.Module,
+    example_inputs: Any,
+    pipeline: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str | None = None,
+    exclude: str | Iterable[str] = (),
+    verify: Verify = "default",
+    fuel: int | None = None,
+    listeners: Sequence[Listener] = (),
+) -> TransformedModule:
+    """Rewrite a model and keep its parameters live: the result computes with the very same ``Parameter`` objects.
+
+    An optimizer over the model's parameters trains the result, and the other way round. Nothing is folded: the algebra
+    on weights stays in the graph and is differentiated. The model's mode is kept: in training mode batch norms use and
+    update their statistics, and rules that need fixed statistics do not match.
+
+    Args:
+        model: a module in training or evaluation mode.
+        example_inputs: a tensor, or a tuple of the positional arguments.
+        pipeline: passes to run; default: the exact passes that keep weights live.
+        example_kwargs, method, exclude, verify, fuel, listeners: as in :func:`optimize`.
+
+    Raises:
+        InputError, CaptureError, PipelineError, VerificationError: as in :func:`optimize`.
+        PipelineError: also for a rule that holds for the present values of the weights only.
+    """
+    if isinstance(model, OptimizedModule):
+        raise InputError("transform needs the model itself, not an optimized one; pass the module that was optimized")
+    steps = pipeline_of(pipeline, live_pipeline())
+    require_live(steps)
+    model = bound(unwrap(model), method)
+    recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify, fuel, tuple(listeners))
+    compiler = Compiler(model, recipe, training=True)
+    return TransformedModule(model, compiler.compile(*call_of(example_inputs, example_kwargs)))

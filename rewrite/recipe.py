@@ -1,0 +1,64 @@
+"""What is done to a graph, whatever front end it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rewrite.driver import Driver
+from rewrite.errors import InputError
+from rewrite.pipeline import Pipeline, rules_of
+from rewrite.verify import MatchVerifier
+
+if TYPE_CHECKING:
+    from rewrite.driver import Listener, StepRecord
+    from rewrite.graph import Graph
+
+Verify = Literal["off", "default", "thorough"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pipeline and how it is run.
+
+    Attributes:
+        pipeline: the steps.
+        exclude: names of steps and rules that do not run, and paths of modules that are left alone.
+        verify: how much each match is checked.
+        fuel: at most so many rewrites; None for no limit.
+        listeners: hear every match, miss and rewrite.
+
+    Raises:
+        InputError: an unknown level of verification, or a fuel that is no count.
+    """
+
+    pipeline: Pipeline
+    exclude: tuple[str, ...] = ()
+    verify: Verify = "default"
+    fuel: int | None = None
+    listeners: tuple[Listener, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.verify not in ("off", "default", "thorough"):
+            raise InputError(f"verify={self.verify!r} is not one of 'off', 'default', 'thorough'")
+        if self.fuel is not None and self.fuel < 0:
+            raise InputError(f"fuel={self.fuel!r} is not a count; pass a whole number, or None for no limit")
+
+    def apply(self, graph: Graph) -> list[StepRecord]:
+        """Rewrite a graph in place, check its invariants, and drop the weights that it does not need any more.
+
+        Raises:
+            CycleError: rules undo each other.
+            GraphError: a rule broke the graph.
+        """
+        verifier = None if self.verify == "off" else MatchVerifier(self.verify)
+        records = Driver(graph, verifier, self.listeners, self.fuel, self.exclude).run(self.pipeline)
+        graph.check()
+        graph.prune()
+        return records
+
+    def value_rules(self, records: list[StepRecord]) -> tuple[str, ...]:
+        """Of the rules that rewrote something, those whose result holds for the present values of weights only."""
+        fired = {commit.rule for record in records for commit in record.commits}
+        rules = (rule for step in self.pipeline for rule in rules_of(step))
+        return tuple(dict.fromkeys(rule.name for rule in rules if rule.reads_values and rule.name in fired))
