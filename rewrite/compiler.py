@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewrite.cost import count
 from rewrite.errors import VerificationError
+from rewrite.events import emit, verdict_data
 from rewrite.lowering import written_weights
 from rewrite.report import Report
 from rewrite.result import Program
@@ -53,6 +54,9 @@ class Compiler:
             VerificationError: the program as a whole is not equal to the model.
         """
         captured = capture(self.model, args, kwargs, training=self.training)
+        name = type(captured.model).__name__
+        emit("captured", f"{name}: captured in {captured.seconds:.2f} s", model=name, seconds=captured.seconds,
+             batch=captured.batch, notes=list(captured.notes))  # fmt: skip
         original, graph = captured.graph.copy(), captured.graph
         started = time.perf_counter()
         records = self.recipe.apply(graph)
@@ -65,7 +69,7 @@ class Compiler:
             "verification": match_seconds + (verdict.seconds if verdict else 0.0),
         }
         report = Report(
-            type(captured.model).__name__, str(self.recipe.pipeline), records, count(original), count(graph), verdict,
+            name, str(self.recipe.pipeline), records, count(original), count(graph), verdict,
             split, captured.notes, versions(),
         )  # fmt: skip
         return Program(graph, report, self.recipe.value_rules(records), captured.one_row, split)
@@ -78,9 +82,12 @@ class Compiler:
         folded = [tensor for name, tensor in graph.weights.items() if name not in original.weights]
         with isolated(captured.model), replica(captured.model) as source:
             verdict = verify_model(source, program, original, args, kwargs, weights=folded)
+        name = type(captured.model).__name__
+        text = "agrees with the source" if verdict.accepted else f"does NOT agree with the source: {verdict.reason}"
+        emit("verified", f"{name}: the whole model {text}", model=name, **verdict_data(verdict))
         if not verdict.accepted:
             raise VerificationError(
-                f"the rewritten {type(captured.model).__name__} is not equal to the model, which is unchanged: "
+                f"the rewritten {name} is not equal to the model, which is unchanged: "
                 f"{verdict.reason}; find the rewrite with fuel=, or leave its rule out with exclude="
             )
         return verdict

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rewrite.driver import Driver
 from rewrite.errors import InputError
+from rewrite.events import Decisions
 from rewrite.pipeline import Pipeline, rules_of
 from rewrite.verify import MatchVerifier
 
@@ -52,7 +53,8 @@ class Recipe:
             GraphError: a rule broke the graph.
         """
         verifier = None if self.verify == "off" else MatchVerifier(self.verify)
-        records = Driver(graph, verifier, self.listeners, self.fuel, self.exclude).run(self.pipeline)
+        listeners = (Decisions(), *self.listeners)
+        records = Driver(graph, verifier, listeners, self.fuel, self.exclude).run(self.pipeline)
         graph.check()
         graph.prune()
         return records

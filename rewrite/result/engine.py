@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rewrite import compat
 from rewrite.errors import RewriteError
+from rewrite.events import emit
 from rewrite.result import call
 from rewrite.result.mirror import Mirror, Reflection, find
 from rewrite.result.modes import neutral
@@ -105,8 +106,11 @@ class Engine:
             with neutral(autocast=True):
                 started = time.perf_counter()
                 run = lowering.compile(special.graph, dict(zip(special.names, tensors, strict=True)), flat, frozen)
-                seconds = special.program.time
-                seconds["lowering"] = seconds.get("lowering", 0.0) + time.perf_counter() - started
+                spent = time.perf_counter() - started
+            special.program.time["lowering"] = special.program.time.get("lowering", 0.0) + spent
+            sizes = [list(value.shape) for value in flat if isinstance(value, Tensor)]
+            emit("lowered", f"{lowering.name} compiled for {sizes} in {spent:.2f} s", lowering=lowering.name,
+                 sizes=sizes, seconds=spent, frozen=frozen)  # fmt: skip
         except Exception as error:  # the compiler is not ours, and the program runs without it
             self._lowering = None
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -203,6 +207,8 @@ class Engine:
                 self._live = True
             weights = {special: held for special in fitting if (held := self._refold(special)) is not None}
             self._announced = False
+            emit("refolded", f"weights changed: {len(weights)} of {len(previous.weights)} programs follow",
+                 programs=len(weights), dropped=len(previous.weights) - len(weights))  # fmt: skip
             plans = {key: plan for key, plan in previous.plans.items() if plan.special in weights and not plan.frozen}
             self._snapshot = Snapshot(watch, weights, plans)
             return self._snapshot
