@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rewrite.lowering import run_eagerly
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+    from torch.fx import GraphModule
 
     from rewrite.graph import Graph
     from rewrite.lowering import Executable
@@ -29,3 +30,9 @@ class Eager:
     def compile(self, graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], frozen: bool) -> Executable:
         """The graph as generated Python code."""
         return run_eagerly(graph, tuple(weights))
+
+    def compile_traced(
+        self, module: GraphModule, examples: Sequence[Any], options: Mapping[str, Any]
+    ) -> Callable[..., Sequence[Any]]:
+        """The module's own code."""
+        return module.forward

@@ -7,6 +7,7 @@ arguments, the kernels of convolutions are laid out in channels-last beforehand.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from rewrite.lowering import flat_module, run_eagerly, written_weights
 from rewrite.ops import Convolution, view_as
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch.fx import GraphModule
 
@@ -71,10 +72,7 @@ class Inductor:
         computed = _keep_computed(module, results)
         if not computed:
             return run_eagerly(graph, tuple(weights))
-        with _COMPILING, warnings.catch_warnings():
-            # Inductor's own modules use what torch has deprecated
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
+        with _compiling():
             compiled = compat.inductor_compile(module, examples, {"freezing": frozen})
 
         def run(inputs: Sequence[Any], weights: Sequence[Tensor]) -> Sequence[Any]:
@@ -85,6 +83,26 @@ class Inductor:
             return outputs
 
         return run
+
+    def compile_traced(
+        self, module: GraphModule, examples: Sequence[Any], options: Mapping[str, Any]
+    ) -> Callable[..., Sequence[Any]]:
+        """Compile with AOTAutograd and Inductor.
+
+        Raises:
+            Exception: whatever Inductor raises.
+        """
+        with _compiling():
+            return compat.inductor_compile_traced(module, examples, dict(options))
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    with _COMPILING, warnings.catch_warnings():
+        # Inductor's own modules use what torch has deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _kernels(graph: Graph) -> set[str]:

@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from passes.memory import is_returned
+from rewrite.names import clashes
 from rewrite.ops import arguments, is_tensor, value
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -163,10 +164,7 @@ def _role(graph: Graph, node: Node) -> tuple[str, Node | None]:
 def _unused(graph: Graph, name: str) -> str:
     """The name, numbered if a weight has it, or has it as the path to its module."""
     candidate, number = name, 0
-    while any(
-        other == candidate or other.startswith(f"{candidate}.") or candidate.startswith(f"{other}.")
-        for other in graph.weights
-    ):
+    while clashes(candidate, graph.weights):
         number += 1
         candidate = f"{name}_{number}"
     return candidate

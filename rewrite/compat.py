@@ -15,38 +15,51 @@ from torch._dispatch.python import enable_python_dispatcher as python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     "CodeGen",
     "FakeTensor",
     "FakeTensorMode",
+    "TorchDispatchMode",
     "TreeSpec",
     "argument_names",
+    "autocast",
     "cpp_compiler",
     "data_dependent_errors",
     "device_kinds",
+    "dynamo_requests",
+    "dynamo_source",
     "fake_mode_of",
+    "functional_graph",
     "grad_region",
+    "graph_number",
     "has_unbacked_size",
     "inductor_compile",
+    "inductor_compile_traced",
+    "inductor_mode",
+    "inductor_options",
     "is_any_autocast",
     "is_fsdp",
     "is_nested_graph",
+    "is_subclass",
     "is_transforming",
     "on_optimizer_step",
     "pytree_codegen",
     "python_dispatcher",
     "statically_known_true",
     "signature_trees",
+    "specialize_floats",
     "tree_flatten",
     "tree_map",
     "tree_unflatten",
     "uncompiled",
     "unlift",
+    "without_autocast",
     "watch_autograd_functions",
 ]
 
@@ -206,3 +219,112 @@ def watch_autograd_functions(seen: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         function.apply, module._checkpoint_without_reentrant_generator = apply, generator
+
+
+# -- the graphs of Dynamo ---------------------------------------------------------------------------------------------
+
+
+def dynamo_source(node: torch.fx.Node) -> str:
+    """Where Dynamo found the value of a placeholder: ``L['self']._modules['conv']._parameters['weight']``, or ''."""
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def functional_graph(module: torch.fx.GraphModule, examples: Sequence[Any]) -> tuple[torch.fx.GraphModule, Any]:
+    """A graph of Dynamo as a functional one of high-level ATen, and its signature.
+
+    The placeholders are the module's own parameters and buffers, then its inputs; the outputs are the values of
+    mutations, then those of the module. ``examples`` are recorded values.
+    """
+    from torch._functorch.aot_autograd import aot_export_module
+
+    made: Any = aot_export_module(module, examples, trace_joint=False, pre_dispatch=True, decompositions={})
+    return made[0], made[1]
+
+
+def specialize_floats(module: torch.fx.GraphModule) -> None:
+    """Let Dynamo trace again, with the Python floats that are arguments of this graph as constants.
+
+    With ``dynamic=True`` Dynamo takes the floats that modules hold (a norm's momentum) for tensors of which the graph
+    reads the item. This raises Dynamo's own request to begin anew, or returns where there is no such argument.
+    """
+    from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+    from torch._dynamo.symbolic_convert import TensorifyState
+
+    restart = False
+    for node in module.graph.find_nodes(op="placeholder"):
+        memo = getattr(node.meta.get("example_value"), "item_memo", None)
+        symbol = getattr(getattr(getattr(memo, "node", None), "_expr", None), "name", None)
+        reads_item = any(user.op == "call_method" and user.target == "item" for user in node.users)
+        if reads_item and symbol is not None and not TensorifyState.should_specialize(symbol):
+            TensorifyState.specialize(symbol)
+            restart = True
+    if restart:
+        raise TensorifyScalarRestartAnalysis
+
+
+def inductor_compile_traced(
+    module: torch.fx.GraphModule, examples: Sequence[Any], options: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile a graph with AOTAutograd and TorchInductor for recorded values, inside a backend of ``torch.compile``.
+
+    Sizes may be symbolic, gradients pass through, and the graph may write to its inputs.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    compiled: Any = compile_fx(module, list(examples), config_patches=options)
+    return compiled  # type: ignore[no-any-return]
+
+
+def inductor_mode(mode: str) -> dict[str, Any]:
+    """The options that a ``mode`` of ``torch.compile`` stands for.
+
+    Raises:
+        RuntimeError: there is no such mode.
+    """
+    from torch import _inductor
+
+    return dict(_inductor.list_mode_options(mode))
+
+
+def is_subclass(value: torch.Tensor) -> bool:
+    """Whether a tensor is a wrapper around others (DTensor, quantized weights)."""
+    return is_traceable_wrapper_subclass(value)
+
+
+def without_autocast() -> contextlib.AbstractContextManager[None]:
+    """No autocast, at less cost than one ``torch.autocast`` for each kind of device."""
+    return torch._C._DisableAutocast()
+
+
+@contextlib.contextmanager
+def autocast(dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
+    """Autocast to the given dtypes, by kind of device, and none besides."""
+    with without_autocast(), contextlib.ExitStack() as stack:
+        for kind, dtype in dtypes.items():
+            # with the cache on, a conversion is seen once only
+            stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
+        yield
+
+
+def dynamo_requests() -> tuple[type[Exception], ...]:
+    """What a backend raises, or lets pass, to make Dynamo do something else: no failures."""
+    from torch._dynamo import exc
+
+    return (exc.TensorifyScalarRestartAnalysis, exc.SkipFrame)
+
+
+def graph_number() -> str:
+    """Dynamo's number of the graph that it compiles: that of the frame, and that of its compilation; '' outside."""
+    from torch._guards import CompileContext
+
+    number = CompileContext.current_compile_id()
+    return "" if number is None else str(number)
+
+
+def inductor_options() -> frozenset[str]:
+    """The names of Inductor's options."""
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())

@@ -58,6 +58,18 @@ class Lowering(Protocol):
         """
         ...
 
+    def compile_traced(
+        self, module: GraphModule, examples: Sequence[Any], options: Mapping[str, Any]
+    ) -> Callable[..., Sequence[Any]]:
+        """Compile a flat module inside a backend of ``torch.compile``: for symbolic sizes, with gradients and writes.
+
+        Args:
+            module: as :func:`writing_module` gives it; may be changed.
+            examples: the recorded values of its arguments.
+            options: of the compiler.
+        """
+        ...
+
 
 def written_weights(graph: Graph) -> tuple[str, ...]:
     """The names of the weights that a call writes."""
@@ -101,6 +113,28 @@ def flat_module(
     nodes.output(tuple(mapping[value] if isinstance(value, Node) else value for value in graph.outputs))
     used = {str(node.target) for node in nodes.nodes if node.op == "get_attr"}
     return GraphModule({name: baked[name] for name in used}, nodes)
+
+
+def writing_module(graph: Graph, arguments: Sequence[str]) -> GraphModule:
+    """As :func:`flat_module` for weights that are all arguments, but it writes state itself and returns results alone.
+
+    Args:
+        graph: not changed.
+        arguments: the weights, in order.
+    """
+    module = flat_module(graph, arguments)
+    output = module.graph.output_node()
+    values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    count = graph.signature.outputs
+    inputs = [str(node.target) for node in graph.inputs]
+    names = [*(("input", name) for name in inputs), *(("weight", name) for name in arguments)]
+    places = dict(zip(names, module.graph.find_nodes(op="placeholder"), strict=True))
+    with module.graph.inserting_before(output):
+        for mutation, value in zip(graph.signature.mutations, values[count:], strict=True):
+            module.graph.call_function(aten.copy_.default, (places[mutation.kind, mutation.target], value))
+    output.args = (tuple(values[:count]),)
+    module.recompile()
+    return module
 
 
 def _placeholder(nodes: fx.Graph, node: Node) -> Node:

@@ -1,4 +1,4 @@
-"""Suggestions for names that do not exist."""
+"""Names: suggestions for those that do not exist, and qualified ones that clash."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; there are {', '.join(known)}" if known else "; there are none"
+
+
+def clashes(name: str, names: Iterable[str]) -> bool:
+    """Whether a qualified name is one of ``names``, or the path to the module of one, or the other way round."""
+    return any(other == name or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in names)

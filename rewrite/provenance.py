@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
@@ -72,15 +75,23 @@ def location(node: Node) -> Location | None:
 
 @lru_cache(maxsize=4096)
 def _parse(trace: str) -> Location | None:
+    return next(iter(deque(_frames(trace), maxlen=1)), None)
+
+
+def _frames(trace: str) -> Iterator[Location]:
     lines = trace.splitlines()
-    best = None
     for i, text in enumerate(lines):
         frame = _FRAME.search(text)
         if frame is None or frame["file"].startswith((_TORCH, _HERE)):
             continue
         source = lines[i + 1].strip() if i + 1 < len(lines) and not _FRAME.search(lines[i + 1]) else ""
-        best = Location(frame["file"], int(frame["line"]), frame["function"], source)
-    return best
+        yield Location(frame["file"], int(frame["line"]), frame["function"], source)
+
+
+def entry(node: Node) -> Location | None:
+    """The outermost line of the user's code in the node's stack: where the program was called into."""
+    trace = node.meta.get("stack_trace")
+    return next(_frames(trace), None) if trace else None
 
 
 def describe(node: Node) -> str:

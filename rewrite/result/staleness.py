@@ -19,7 +19,7 @@ from rewrite import compat
 from rewrite.result.probe import Probe, has_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 _END = object()
 _version = attrgetter("_version")
@@ -49,11 +49,38 @@ class Holdings:
         )
 
 
-class Watch:
-    """The state of weights at one moment, to compare with the present.
+class Marks:
+    """What writing to tensors leaves behind: version counters, optimizer steps, and a few of the bytes themselves.
+
+    The tensors are not kept alive, only their memory is: who asks brings them.
 
     Attributes:
         stale: whether a change is known without looking; may be set.
+        ids: the ids of the tensors.
+
+    Args:
+        tensors: none of them made in inference mode, which counts no versions.
+        probed: the tensors whose bytes are watched; by default the same.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], probed: Iterable[Tensor] | None = None):
+        self._versions = list(map(_version, tensors))
+        self._probe = Probe(tensors if probed is None else probed)
+        self.stale = False
+        self.ids = frozenset(map(id, tensors))
+        _steps.watch(self)
+
+    def written(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether a version counter of the same tensors moved, or an optimizer made a step."""
+        return self.stale or list(map(_version, tensors)) != self._versions
+
+    def bytes_changed(self) -> bool:
+        """Whether a watched byte differs, of the memory in which the tensors lay at first."""
+        return self._probe.changed()
+
+
+class Watch(Marks):
+    """The state of the weights of a tree of modules at one moment, to compare with the present.
 
     Args:
         root: the module whose weights are watched.
@@ -74,12 +101,9 @@ class Watch:
         tensors = [*self._holdings.tensors, *(tensor for _, _, tensor, _ in self._attributes)]
         watched = [tensor for tensor in tensors if id(tensor) not in excluded]
         self._versioned = [tensor for tensor in watched if not tensor.is_inference()]
-        self._versions = list(map(_version, self._versioned))
-        self._probe = Probe(watched)
-        self._second: Holdings | None = None
-        self.stale = False
+        super().__init__(self._versioned, watched)
         self.ids = frozenset(map(id, watched))
-        _steps.watch(self)
+        self._second: Holdings | None = None
 
     def also(self, root: nn.Module) -> None:
         """Watch what another tree holds too, but not its values."""
@@ -97,12 +121,11 @@ class Watch:
         """Whether anything is seen to have changed."""
         # the places come before the probe, which reads memory at the places that were found at first
         return (
-            self.stale
-            or list(map(_version, self._versioned)) != self._versions
+            self.written(self._versioned)
             or self._holdings.changed()
             or (bool(self._attributes) and self._attributes_changed())
             or (self._second is not None and self._second.changed())
-            or self._probe.changed()
+            or self.bytes_changed()
         )
 
     def _attributes_changed(self) -> bool:
@@ -115,10 +138,10 @@ class _Steps:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watches: list[weakref.ref[Watch]] = []
+        self._watches: list[weakref.ref[Marks]] = []
         self._handle: Any = None
 
-    def watch(self, watch: Watch) -> None:
+    def watch(self, watch: Marks) -> None:
         with self._lock:
             self._watches = [known for known in self._watches if known() is not None]
             self._watches.append(weakref.ref(watch))

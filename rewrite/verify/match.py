@@ -23,7 +23,7 @@ from rewrite.verify.facts import facts
 from rewrite.verify.precision import full_precision
 from rewrite.verify.sharing import noticeable
 from rewrite.verify.sides import Outcome, Sides
-from rewrite.verify.sizes import Batch, UndeterminedSizeError, batch_symbols, reach, shrinkages
+from rewrite.verify.sizes import Batch, UndeterminedSizeError, batch_symbols, example_sizes, reach, shrinkages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +125,7 @@ class _Task:
         self.constant = {node: graph.is_constant(node) for node in self.facts}
         self.data = [node for node, constant in self.constant.items() if not constant]
         self._constants = constants
-        self._symbols = batch_symbols(graph)
+        self._symbols, self._example = batch_symbols(graph), example_sizes(graph)
         self._sides = Sides(match.rule.fidelity, old, new, [node.name for node in match.outputs], self.constant,
                             reach((old, new), self.data))  # fmt: skip
 
@@ -211,7 +211,7 @@ class _Task:
         yield None
 
     def _at(self, draw: Draw, shrinkage: Shrinkage | None) -> Outcome:
-        batch = Batch(self._symbols, draw.batch)
+        batch = Batch(self._symbols, draw.batch, self._example)
         needed = {
             node: self._constants.value(self.graph, node) if draw.real or _keeps_values(node) else None
             for node, constant in self.constant.items()

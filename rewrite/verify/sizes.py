@@ -8,7 +8,7 @@ operators mention a size fail on the small one and are compared at the recorded 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from rewrite.ops import AveragePool, Convolution, LayerNorm, Linear, Reshape, ar
 from rewrite.verify.operators import SIZE_FREE, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch.fx import Node
 
@@ -39,31 +39,33 @@ class Batch:
     Attributes:
         symbols: the sizes that are batch sizes: the first dimension of some input of the graph.
         size: the number that all of them take.
+        others: the numbers of the other symbols, as in the example.
     """
 
     symbols: frozenset[Any]
     size: int
+    others: Mapping[Any, int] = field(default_factory=dict)
 
     def concrete(self, size: Any) -> int:
         """A size as a number.
 
         Raises:
-            UndeterminedSizeError: the size depends on a symbol that is no batch size.
+            UndeterminedSizeError: the size depends on a symbol that has no number.
         """
         if not isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return size  # type: ignore[no-any-return]
         expression = size.node.expr
-        unknown = sorted(str(symbol) for symbol in expression.free_symbols - self.symbols)
+        unknown = sorted(str(symbol) for symbol in expression.free_symbols - self.symbols - self.others.keys())
         if unknown:
             raise UndeterminedSizeError(
-                f"the size {expression} depends on {', '.join(unknown)}, which is not a batch size of the model's "
-                f"inputs; capture the model with fixed sizes"
+                f"the size {expression} depends on {', '.join(unknown)}, which is not a size of the model's inputs; "
+                f"capture the model with fixed sizes"
             )
-        result = expression.subs(dict.fromkeys(self.symbols, self.size))
+        result = expression.subs({**self.others, **dict.fromkeys(self.symbols, self.size)})
         return float(result) if isinstance(size, torch.SymFloat) else int(result)  # type: ignore[return-value]
 
     def known(self, size: Any) -> bool:
-        """Whether a size is a symbol, or made of symbols, that have a number."""
+        """Whether a size is a batch size, or made of such."""
         return isinstance(size, torch.SymInt) and size.node.expr.free_symbols <= self.symbols
 
 
@@ -72,6 +74,16 @@ def batch_symbols(graph: Graph) -> frozenset[Any]:
     firsts = [sizes(node)[0] for node in graph.inputs if sizes(node)]
     expressions = [first.node.expr for first in firsts if isinstance(first, torch.SymInt)]
     return frozenset(expression for expression in expressions if isinstance(expression, sympy.Symbol))
+
+
+def example_sizes(graph: Graph) -> dict[Any, int]:
+    """The symbols among the inputs and their sizes, with their numbers in the example."""
+    found: dict[Any, int] = {}
+    for node in graph.inputs:
+        for size in (node.meta.get("val"), *sizes(node)):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.hint is not None:
+                found[size.node.expr] = int(size.node.hint)
+    return found
 
 
 def sizes(node: Node) -> tuple[Any, ...]:

@@ -1,0 +1,198 @@
+"""From a graph that Dynamo traced to a :class:`~rewrite.graph.Graph` over named weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import GraphModule, Node
+
+from rewrite import compat
+from rewrite.dynamo import decline
+from rewrite.dynamo.arguments import Argument, arguments_of
+from rewrite.dynamo.modes import detach_regions, explicit_autocast
+from rewrite.trace import build, normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from rewrite.graph import Graph
+
+aten = torch.ops.aten
+
+_ROOT = re.compile(r"^L\['\w+'\]\.?")
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A graph of Dynamo in canonical form.
+
+    Attributes:
+        graph: its weights are the tensors of the call that was traced, its inputs the other arguments, in order.
+        arguments: all arguments of the compiled function.
+        recorded: their values in the fake mode of the graph.
+        differentiate: gradients may be asked for.
+        results: the recorded values that Dynamo expects, flat.
+        returned: of these, those that are an argument which the call writes, and the positions of the arguments. They
+            are no outputs of the graph.
+    """
+
+    graph: Graph
+    arguments: tuple[Argument, ...]
+    recorded: tuple[Any, ...]
+    differentiate: bool
+    results: tuple[Any, ...]
+    returned: Mapping[int, int]
+
+
+def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
+    """The canonical form of a graph that a backend of ``torch.compile`` is given.
+
+    The program means the same whatever autocast and grad mode it runs in, which are those of this call. It has to run
+    without autocast.
+
+    Args:
+        module: the graph; not changed.
+        examples: the real arguments, weights among them.
+
+    Raises:
+        Declined: the graph holds something that no rewrite understands.
+    """
+    compat.specialize_floats(module)
+    decline.check(module, examples)
+    arguments = arguments_of(module, examples)
+    differentiate = torch.is_grad_enabled() and any(
+        isinstance(argument.recorded, Tensor) and argument.recorded.requires_grad for argument in arguments
+    )
+    traced, signature = compat.functional_graph(module, [argument.recorded for argument in arguments])
+    own = len(signature.parameters) + len(signature.buffers)
+    recorded = tuple(node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")[own:])
+    for value, argument in zip(recorded, arguments, strict=True):
+        if isinstance(value, Tensor) and argument.recorded.requires_grad:
+            value.requires_grad_()
+    _tidy(traced.graph, differentiate)
+    detach_regions(traced.graph, differentiate)
+    mode = compat.fake_mode_of(traced.graph)
+    if mode is not None:
+        explicit_autocast(traced.graph, mode)
+    nodes, tensors = _name(module, traced, signature, arguments, examples)
+    results = tuple(_recorded(value) for value in module.graph.output_node().args[0])  # type: ignore[union-attr]
+    written = [signature.user_inputs.index(target) for target in signature.user_inputs_to_mutate.values()]
+    returned = _returned(results, {i: arguments[i].recorded for i in written})
+    _write_state(traced.graph, signature, nodes, returned)
+    inputs = [argument for argument in arguments if not argument.is_weight]
+    _sign(traced.graph, [argument.name for argument in inputs])
+    with compat.without_autocast():
+        program = GraphModule(tensors, traced.graph)
+        graph = normalize(build(program, [argument.recorded for argument in inputs]))
+        graph.check()
+    return Lifted(graph, arguments, recorded, differentiate, results, returned)
+
+
+def _tidy(graph: fx.Graph, differentiate: bool) -> None:
+    """Name modules from the root of the model, call copies of constants copies, and detach only for gradients."""
+    names: dict[str, str] = {}
+    for node in list(graph.nodes):
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (names.setdefault(path, _ROOT.sub("", path)), kind) for key, (path, kind) in stack.items()
+            }
+        if node.target is aten.lift_fresh_copy.default:
+            node.target = aten.clone.default
+        elif node.target is aten.detach.default and not differentiate:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _name(
+    module: GraphModule, traced: GraphModule, signature: Any, arguments: Sequence[Argument], examples: Sequence[Any]
+) -> tuple[dict[str, Node], dict[str, Tensor]]:
+    """Let weights be ``get_attr`` nodes under their names, and inputs placeholders under theirs.
+
+    Returns:
+        What stands for each placeholder, by the name that the signature has for it; the weights by name.
+    """
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    constants = [*signature.parameters, *signature.buffers]
+    targets = [*constants, *signature.user_inputs]
+    wanted = [("get_attr", f"constant.{name}", held[name]) for name in constants]
+    wanted += [
+        ("get_attr" if argument.is_weight else "placeholder", argument.name, value)
+        for argument, value in zip(arguments, examples, strict=True)
+    ]
+    nodes: dict[str, Node] = {}
+    tensors = {
+        str(node.target): attrgetter(str(node.target))(traced) for node in traced.graph.find_nodes(op="get_attr")
+    }
+    placeholders = traced.graph.find_nodes(op="placeholder")
+    for node, target, (kind, name, value) in zip(placeholders, targets, wanted, strict=True):
+        nodes[target] = _replace(traced.graph, node, kind, name)
+        if kind == "get_attr":
+            tensors[name] = value
+    for name, tensor in tensors.items():
+        if isinstance(tensor, compat.FakeTensor):
+            raise decline.Declined(f"the constant '{name}' has no value")
+    return nodes, tensors
+
+
+def _replace(graph: fx.Graph, node: Node, kind: str, name: str) -> Node:
+    with graph.inserting_before(node):
+        made = graph.create_node(kind, name)
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+    return made
+
+
+def _returned(results: Sequence[Any], written: Mapping[int, Any]) -> dict[int, int]:
+    """The results that are a written argument itself, and which.
+
+    Raises:
+        Declined: a result is another view of a written argument, which a functional graph cannot give.
+    """
+    owners = {argument.untyped_storage()._cdata: i for i, argument in written.items()}
+    found: dict[int, int] = {}
+    for position, value in enumerate(results):
+        owner = owners.get(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
+        if owner is None:
+            continue
+        argument = written[owner]
+        if _layout(value) != _layout(argument):
+            raise decline.Declined(f"result {position} is a view of an argument that the call writes")
+        found[position] = owner
+    return found
+
+
+def _layout(value: Tensor) -> tuple[str, ...]:
+    return tuple(map(str, (value.dtype, value.shape, value.stride(), value.storage_offset())))
+
+
+def _write_state(graph: fx.Graph, signature: Any, targets: Mapping[str, Node], returned: Collection[int]) -> None:
+    """Write the values of mutations with ``copy_`` before the output, which then gives the other results alone."""
+    output = graph.output_node()
+    values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    written = {**signature.buffers_to_mutate, **signature.parameters_to_mutate, **signature.user_inputs_to_mutate}
+    state, results = values[: len(written)], values[len(written) :]
+    if len(results) != len(signature.user_outputs):
+        raise decline.Declined("one value is written to several arguments")
+    with graph.inserting_before(output):
+        for value in state:
+            graph.call_function(aten.copy_.default, (targets[written[value.name]], value))
+    output.args = (tuple(value for i, value in enumerate(results) if i not in returned),)
+
+
+def _sign(graph: fx.Graph, names: Sequence[str]) -> None:
+    """Give the graph the signature of a call with positional arguments that returns a tuple."""
+    count = len(graph.output_node().args[0])  # type: ignore[arg-type]
+    in_spec = compat.tree_flatten(((0,) * len(names), {}))[1]
+    out_spec = compat.tree_flatten((0,) * count)[1]
+    graph.set_codegen(compat.pytree_codegen(names, in_spec, out_spec))
+
+
+def _recorded(value: Any) -> Any:
+    return value.meta["example_value"] if isinstance(value, Node) else value
