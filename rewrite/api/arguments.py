@@ -45,24 +45,41 @@ def pipeline_of(given: Any, default: Pipeline | None = None) -> Pipeline:
 
 
 def exclusions_of(given: str | Iterable[str], model: nn.Module, pipeline: Pipeline) -> tuple[str, ...]:
-    """Names of steps, rules and module paths; a pass that runs as part of another stands for its rules."""
-    names = (given,) if isinstance(given, str) else tuple(given)
-    known = {name for step in pipeline for name in (step.name, *(rule.name for rule in rules_of(step)))}
-    registered = passes.registry().steps
-    known.update(registered)
+    """What a user excludes from the rewriting of a model: steps, rules, and modules under all their paths.
+
+    Raises:
+        InputError: a name is none of these.
+    """
+    found, others = step_exclusions(given, pipeline)
     paths = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
-    found: dict[str, None] = {}
-    for name in names:
-        if name not in known and name not in paths:
-            raise InputError(
-                f"exclude={name!r} is no pass, rule or module of this model{nearest(name, {*known, *paths})}"
-            )
-        found[name] = None
-        if name in registered and all(step.name != name for step in pipeline):
-            found.update((rule.name, None) for rule in rules_of(registered[name]()))
+    for name in others:
+        if name not in paths:
+            known = {*_step_names(pipeline), *paths}
+            raise InputError(f"exclude={name!r} is no pass, rule or module of this model{nearest(name, known)}")
         # a module that is registered twice is captured under either path
-        found.update((path, None) for path, module in paths.items() if module is paths.get(name))
-    return tuple(found)
+        found += [path for path, module in paths.items() if module is paths[name]]
+    return tuple(dict.fromkeys(found))
+
+
+def step_exclusions(given: str | Iterable[str], pipeline: Pipeline) -> tuple[list[str], list[str]]:
+    """The names of steps and rules that a user excludes, and the other names.
+
+    A pass that runs as part of another stands for its rules.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    known = _step_names(pipeline)
+    registered = passes.registry().steps
+    found = [name for name in names if name in known]
+    for name in list(found):
+        if name in registered and all(step.name != name for step in pipeline):
+            found += [rule.name for rule in rules_of(registered[name]())]
+    return found, [name for name in names if name not in known]
+
+
+def _step_names(pipeline: Pipeline) -> set[str]:
+    return {name for step in pipeline for name in (step.name, *(rule.name for rule in rules_of(step)))} | set(
+        passes.registry().steps
+    )
 
 
 def call_of(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -34,7 +34,8 @@ def check(module: GraphModule, examples: Sequence[Any]) -> None:
             raise Declined(f"'{node.target}'{_where(node)} calls graphs of its own, which no rewrite looks into")
         if node.op == "call_module":
             raise Declined(f"module '{node.target}'{_where(node)} was not traced into")
-        if node.op == "get_attr" and not isinstance(attrgetter(str(node.target))(module), Tensor):
+    for node in module.graph.find_nodes(op="get_attr"):
+        if not isinstance(attrgetter(str(node.target))(module), Tensor):
             raise Declined(f"'{node.target}' is no tensor")
     for node, value in zip(module.graph.find_nodes(op="placeholder"), examples, strict=True):
         if isinstance(value, Tensor):
