@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from rewrite.graph import Graph
+    from rewrite.listener import Listener
     from rewrite.pipeline import Step
     from rewrite.rule import Rule
     from rewrite.verdict import Verifier
@@ -104,28 +105,6 @@ class StepRecord:
     seconds: float = 0.0
     verify_seconds: float = 0.0
     draws: int = 0
-
-
-class Listener:
-    """Hears what the driver does; subclasses override what they need."""
-
-    def step_started(self, step: Step, graph: Graph) -> None:
-        """A step begins."""
-
-    def matched(self, match: Match) -> None:
-        """A match passed its checks and is about to be built."""
-
-    def missed(self, miss: Miss) -> None:
-        """A rule began to match and did not."""
-
-    def committed(self, commit: Commit) -> None:
-        """A rewrite was made."""
-
-    def rejected(self, rejection: Rejection) -> None:
-        """A match was not made."""
-
-    def step_finished(self, record: StepRecord, graph: Graph) -> None:
-        """A step ended."""
 
 
 Strategy = Callable[["StepRun"], None]

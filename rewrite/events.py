@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rewrite.driver import Listener
+from rewrite.listener import Listener
 from rewrite.pipeline import step_text
 from rewrite.provenance import describe, location, module_path
 from rewrite.verdict import Verdict
