@@ -93,9 +93,9 @@ class Applier:
             old = extract(match)
             builder = Builder(self.graph, match, number)
             new = builder.finish(rule.rewrite(match, builder))
+            repro = record(self.graph, match, old, new)
         except Exception as error:
             return Failed(match, f"raised {type(error).__name__}: {error}")
-        repro = record(self.graph, match, old, new)
         try:
             verdict = Verdict(True) if self.verifier is None else self.verifier.verify(self.graph, match, old, new)
         except Exception as error:  # what cannot be checked is not made

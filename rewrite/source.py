@@ -1,8 +1,8 @@
 """Fragments as Python source that needs torch alone.
 
 Dtypes that double precision widens are written as bare names (``float32``), so that a caller can bind them to
-``float64`` and have the whole side computed so. The weight algebra of rules is computed in float64 and
-rounded where something else reads it, as it is when it is folded.
+``float64`` and have a whole side computed so. The weight algebra of rules is computed in float64 and rounded where
+something else reads it, as it is when it is folded.
 """
 
 from __future__ import annotations
