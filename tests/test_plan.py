@@ -255,6 +255,7 @@ MISFITS: dict[str, tuple[Any, str]] = {
     "nothing there": (lambda p: edited(p, 0, node="x0", nodes=()), "the rule finds nothing there"),
     "another rule": (lambda p: edited(p, 0, rule="two-relu"), "'two-relu' at .* step 'both' has no such rule"),
     "more made": (lambda p: edited(p, 1, made=("a", "b")), "decision 2 .* it adds 1 nodes instead of 2"),
+    "made twice": (lambda p: replace(p, decisions=p.decisions[:1] * 2), "decision 2 .* the program has no node 'neg_d"),
     "another step": (lambda p: edited(p, 3, step=2), "decision 4 .* its step, number 2, is over or is none"),
     "another program": (lambda p: replace(p, before="0" * 64), "the plan is for another program: its digest is 000000"),
 }  # fmt: skip

@@ -162,6 +162,21 @@ def test_values_with_names_that_mean_something(tmp_path):
     assert [code for code, _ in run_all(tmp_path, scripts)] == [0, 0]
 
 
+def test_operators_of_several_results_inside_and_at_the_boundary(tmp_path):
+    program = Program(dynamic=True)
+    parts = program(aten.split.Tensor, program.input(torch.randn(2, 5)), 3, 1)
+    graph = program.graph(*(program(aten.sin.default, program(operator.getitem, parts, i)) for i in range(2)))
+    again = replacing(aten.split.Tensor, lambda g, node, a, *_: g(aten.split_with_sizes.default, a, [3, 2], 1))
+    twice = replacing(operator.getitem, lambda g, node, a, i: g(aten.mul.Tensor, g(operator.getitem, a, i), 2.0))
+    scripts = [*scripts_of(tried(graph.copy(), again)).values(), *scripts_of(tried(graph, twice)).values()]
+    assert 'x0 = draw("plain", (N, 5), float32)' in scripts[0]
+    assert 'split_tensor = (draw("plain", (N, 3), float32), draw("plain", (N, 2), float32))' in scripts[1]
+    (right, said), (wrong, _) = run_all(tmp_path, scripts)
+    assert (right, wrong) == (0, 1)
+    assert "split_tensor[0]\n" in said
+    assert "split_tensor[1]\n" in said
+
+
 def test_creation_constants_and_infinities(tmp_path):
     program = Program()
     x = program.input(torch.randn(4, 3))
@@ -248,6 +263,19 @@ def test_a_fold_of_the_wrong_value(tmp_path):
     assert "aten.exp.default(sin" in text
     [(code, _)] = run_all(tmp_path, [text])
     assert code == 1
+
+
+def test_algebra_is_computed_in_float64_and_rounded_and_beside_a_fold_as_it_was():
+    x = torch.randn(2, 3, 8, 8)
+    report = report_of(randomize(models.ConvNet().eval(), inputs=x), x)
+    merge, fold = (
+        next(c for r in report.records for c in r.commits if c.rule.startswith(n)) for n in ("fold-b", "fold-c")
+    )
+    for lines, doubles, rounds in ((merge.repro.new, True, True), (fold.repro.old, False, False),
+                                   (fold.repro.new, True, True)):  # fmt: skip
+        text = "\n".join(lines)
+        assert (".to(torch.float64)" in text) == doubles
+        assert (".to(float32)" in text) == rounds
 
 
 def test_a_rejected_match_is_reproduced_too(tmp_path):
