@@ -124,9 +124,9 @@ def bisect(
 ) -> Bisection:
     """Find the first rewrite after which a check fails: one that makes results wrong, or the model slow.
 
-    The model is captured once and rewritten once. For n rewrites the check runs at most ``log2(n)`` times, rounded up,
-    and twice more for the two ends, each time on the program after the first k rewrites. A check that comes and goes
-    is fine too: it passes right before the rewrite that is found, and fails right after it.
+    The model is captured once. For n rewrites the check runs at most ``log2(n)`` times, rounded up, and twice more for
+    the two ends, each time on the program after the first k rewrites, which are made again and not searched. A check
+    that comes and goes is fine too: it passes right before the rewrite that is found, and fails right after it.
 
     Args:
         model: a module in evaluation mode; it is not changed.
