@@ -6,8 +6,9 @@
     print(fast.report)
     print(fast.report.diff("reparameterize"))
 
-``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters. To write
-a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
+``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
+``bisect`` finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run again. To
+write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -21,32 +22,36 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import optimize, transform
+    from rewrite.api import Bisection, bisect, optimize, transform
     from rewrite.errors import (
         CaptureError,
         CycleError,
         InputError,
         PipelineError,
+        PlanError,
         RewriteError,
         RuleError,
         VerificationError,
     )
     from rewrite.pipeline import Pass, Pipeline
+    from rewrite.plan import Plan
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 _HOMES = {
-    "optimize": "rewrite.api", "transform": "rewrite.api",
+    "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
     "RewriteError": "rewrite.errors", "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
-    "VerificationError": "rewrite.errors",
+    "VerificationError": "rewrite.errors", "PlanError": "rewrite.errors",
     "Pass": "rewrite.pipeline", "Pipeline": "rewrite.pipeline",
+    "Plan": "rewrite.plan",
     "Fidelity": "rewrite.rule", "Match": "rewrite.rule", "Miss": "rewrite.rule", "Refusal": "rewrite.rule",
     "Rule": "rewrite.rule",
 }  # fmt: skip
 
 __all__ = [
-    "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline", "PipelineError",
-    "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError", "__version__", "optimize", "transform",
+    "Bisection", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline",
+    "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError",
+    "__version__", "bisect", "optimize", "transform",
 ]  # fmt: skip
 
 

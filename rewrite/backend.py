@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
-    from rewrite.driver import Listener
     from rewrite.dynamo import Lifted
     from rewrite.graph import Graph
+    from rewrite.listener import Listener
     from rewrite.lowering import Lowering
     from rewrite.recipe import Verify
     from rewrite.verdict import Verdict

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rewrite.cost import count
-from rewrite.errors import VerificationError
-from rewrite.events import emit, verdict_data
-from rewrite.lowering import written_weights
-from rewrite.report import Report
-from rewrite.result import Program
-from rewrite.trace import capture, check_model, isolated, replica, unwrap
-from rewrite.verify import verify_model
-from rewrite.versions import versions
+from rewrite.errors import PlanError
+from rewrite.events import emit
+from rewrite.rewriting import Rewriting
+from rewrite.trace import capture, check_model, unwrap
+from rewrite.verify import verify_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rewrite.graph import Graph
     from rewrite.recipe import Recipe
+    from rewrite.result import Program
     from rewrite.trace import Capture
-    from rewrite.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Compiler:
     """Captures, rewrites and verifies one model for one example call; called again for every new static signature.
+
+    The first program has to be that of the recipe's plan, if it has one. Later ones, for which the plan is not, are
+    searched.
 
     Args:
         model: the module, wrapped or not.
@@ -41,6 +39,7 @@ class Compiler:
     model: nn.Module
     recipe: Recipe
     training: bool = False
+    _begun: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", unwrap(self.model))
@@ -51,43 +50,26 @@ class Compiler:
 
         Raises:
             InputError, CaptureError: the call, or what the model does with it.
+            PlanError: the plan is not for the first program.
             VerificationError: the program as a whole is not equal to the model.
         """
         captured = capture(self.model, args, kwargs, training=self.training)
         name = type(captured.model).__name__
         emit("captured", f"{name}: captured in {captured.seconds:.2f} s", model=name, seconds=captured.seconds,
              batch=captured.batch, notes=list(captured.notes))  # fmt: skip
-        original, graph = captured.graph.copy(), captured.graph
-        started = time.perf_counter()
-        records = self.recipe.apply(graph)
-        seconds = time.perf_counter() - started
-        verdict = None if self.recipe.verify == "off" else self._verify(captured, original, graph, args, kwargs)
-        match_seconds = sum(record.verify_seconds for record in records)
-        split = {
-            "capture": captured.seconds,
-            "passes": seconds - match_seconds,
-            "verification": match_seconds + (verdict.seconds if verdict else 0.0),
-        }
-        report = Report(
-            name, str(self.recipe.pipeline), records, count(original), count(graph), verdict,
-            split, captured.notes, versions(),
-        )  # fmt: skip
-        return Program(graph, report, self.recipe.value_rules(records), captured.one_row, split)
+        rewriting = self._rewriting(captured)
+        verdict = None
+        if self.recipe.verify != "off":
+            verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
+        self._begun.set()
+        return rewriting.program(verdict)
 
-    def _verify(
-        self, captured: Capture, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Verdict:
-        # calls may write state (a step counter, running statistics): each side works on a copy of it
-        program = graph.to_module({name: graph.weights[name].clone() for name in written_weights(graph)})
-        folded = [tensor for name, tensor in graph.weights.items() if name not in original.weights]
-        with isolated(captured.model), replica(captured.model) as source:
-            verdict = verify_model(source, program, original, args, kwargs, weights=folded)
-        name = type(captured.model).__name__
-        text = "agrees with the source" if verdict.accepted else f"does NOT agree with the source: {verdict.reason}"
-        emit("verified", f"{name}: the whole model {text}", model=name, **verdict_data(verdict))
-        if not verdict.accepted:
-            raise VerificationError(
-                f"the rewritten {name} is not equal to the model, which is unchanged: "
-                f"{verdict.reason}; find the rewrite with fuel=, or leave its rule out with exclude="
-            )
-        return verdict
+    def _rewriting(self, captured: Capture) -> Rewriting:
+        try:
+            return Rewriting.of(captured, self.recipe)
+        except PlanError as error:
+            if not self._begun.is_set():
+                raise
+            emit("plan-left", f"this program is searched: {error}")
+        searched = Rewriting.of(captured, replace(self.recipe, plan=None))
+        return searched.noting("the plan is not for this program, which was searched with the plan's pipeline")

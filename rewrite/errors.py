@@ -34,5 +34,9 @@ class VerificationError(RewriteError):
     """The rewritten model is not equal to the source within the bound; the source is unchanged."""
 
 
+class PlanError(RewriteError):
+    """A plan cannot be read, or is not for this program."""
+
+
 class GraphError(RewriteError):
     """An invariant of the graph is broken. Always a defect of a rule or of this project."""

@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rewrite.driver import Listener
+from rewrite.listener import Listener
 from rewrite.pipeline import step_text
 from rewrite.provenance import describe, location, module_path
 from rewrite.verdict import Verdict
@@ -107,7 +107,8 @@ class Decisions(Listener):
     def rejected(self, rejection: Rejection) -> None:
         """Log a rejected match."""
         text = f"{rejection.rule} is rejected at {rejection.module} ({rejection.source}): {rejection.reason}"
-        emit("rejection", text, logging.INFO, **asdict(rejection))
+        emit("rejection", text, logging.INFO, step=rejection.step, rule=rejection.rule, module=rejection.module,
+             source=rejection.source, reason=rejection.reason)  # fmt: skip
 
     def step_finished(self, record: StepRecord, graph: Graph) -> None:
         """Log the end of a step."""

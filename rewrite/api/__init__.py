@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewrite.api.bisecting import Bisection, bisect
 from rewrite.api.optimizing import optimize, transform
 
-__all__ = ["optimize", "transform"]
+__all__ = ["Bisection", "bisect", "optimize", "transform"]

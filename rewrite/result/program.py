@@ -22,6 +22,7 @@ class Program:
             change of weights such a program is captured anew instead of refolded.
         one_row: whether the program is right for a batch of one as well.
         time: seconds by phase, shared with the report; each lowering adds its own as it happens.
+        plan: the rewrites that were made, for ``result.plan``.
     """
 
     graph: Graph
@@ -29,3 +30,4 @@ class Program:
     value_rules: tuple[str, ...] = ()
     one_row: bool = True
     time: dict[str, float] = field(default_factory=dict)
+    plan: Any = None

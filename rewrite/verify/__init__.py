@@ -15,5 +15,6 @@ floor is what no order of summation can promise to stay below: see :mod:`rewrite
 
 from rewrite.verify.match import MatchVerifier
 from rewrite.verify.model import verify_model
+from rewrite.verify.whole import compare_whole, verify_whole
 
-__all__ = ["MatchVerifier", "verify_model"]
+__all__ = ["MatchVerifier", "compare_whole", "verify_model", "verify_whole"]
