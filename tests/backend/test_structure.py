@@ -106,6 +106,7 @@ def test_a_mode_and_options_of_inductor():
         ({"pipeline": "simplfy"}, "did you mean 'simplify'"),
         ({"lower": "inducter"}, "did you mean 'inductor'"),
         ({"verify": "always"}, "'thorough'"),
+        ({"freezing": True}, "use rewrite.optimize"),
     ],
 )
 def test_bad_options(options, words):
