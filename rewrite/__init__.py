@@ -7,8 +7,9 @@
     print(fast.report.diff("reparameterize"))
 
 ``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
-``bisect`` finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run again. To
-write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
+``explain`` says why rules do not match in a model, and what would make them. ``bisect`` finds the one rewrite that
+makes a difference, and a :class:`Plan` makes the rewrites of a run again. To write a rule, see :class:`Rule` and
+:mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import Bisection, bisect, optimize, transform
+    from rewrite.api import Bisection, bisect, explain, optimize, transform
     from rewrite.errors import (
         CaptureError,
         CycleError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
+    "explain": "rewrite.api",
     "RewriteError": "rewrite.errors", "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
     "VerificationError": "rewrite.errors", "PlanError": "rewrite.errors",
@@ -51,7 +53,7 @@ _HOMES = {
 __all__ = [
     "Bisection", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline",
     "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError",
-    "__version__", "bisect", "optimize", "transform",
+    "__version__", "bisect", "explain", "optimize", "transform",
 ]  # fmt: skip
 
 

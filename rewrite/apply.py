@@ -88,7 +88,7 @@ class Applier:
         try:
             refusal = self._excluded(match) or admit(self.graph, match) or rule.check(match)
             if refusal is not None:
-                return Miss(rule.name, match.anchor, refusal, len(match.nodes))
+                return Miss(rule.name, match.anchor, refusal, match.nodes)
             admitted(match)
             old = extract(match)
             builder = Builder(self.graph, match, number)
@@ -107,8 +107,10 @@ class Applier:
     def _excluded(self, match: Match) -> Refusal | None:
         for node in match.nodes:
             path = module_path(node)
-            if any(path == name or path.startswith(f"{name}.") for name in self.exclude):
-                return Refusal(f"module '{path}' is excluded", node)
+            names = [repr(name) for name in self.exclude if path == name or path.startswith(f"{name}.")]
+            if names:
+                remedy = f"leave {' and '.join(sorted(names))} out of exclude"
+                return Refusal(f"module '{path}' is excluded", node, remedy)
         return None
 
     def _splice(self, match: Match, new: Fragment, verdict: Verdict, repro: Repro) -> Applied | Failed:

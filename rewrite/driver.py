@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rewrite import printer
 from rewrite.apply import Applied, Applier, Failed
+from rewrite.flops import Sizes
+from rewrite.gain import NOTHING, Work, gain
 from rewrite.pipeline import rules_of, step_text
-from rewrite.provenance import describe, location, module_path
+from rewrite.provenance import describe, place
 from rewrite.repro import Repro
 from rewrite.rule import Match, Miss
 from rewrite.search import search
@@ -66,10 +69,12 @@ class Rejection:
 
     Attributes:
         step, rule: names.
-        module: path of the module that the anchor belongs to.
-        source: the user's line as ``file:line``, or ''.
+        module, source, text: of the anchor, as in :class:`Commit`.
         reason: why.
         repro: both sides as text, None where the rule did not come to build the new one.
+        node: the anchor's name.
+        matched: the lines of the program that would have been replaced.
+        gain: what would have been saved, an estimate.
     """
 
     step: str
@@ -78,11 +83,27 @@ class Rejection:
     source: str
     reason: str
     repro: Repro | None = None
+    node: str = ""
+    matched: tuple[str, ...] = ()
+    text: str = ""
+    gain: Work = NOTHING
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A miss as reports keep it, without references to nodes."""
+    """A miss as reports keep it, without references to nodes.
+
+    Attributes:
+        rule: its name.
+        node: the anchor's name.
+        module, source, text: of the anchor, as in :class:`Commit`.
+        reason, remedy: as in :class:`~rewrite.rule.Refusal`.
+        culprit: the node that is in the way, as messages name it, or ''.
+        culprit_line: its line of the program, or ''.
+        culprit_text: the user's line that it comes from, or ''.
+        matched: the lines of the program that had matched.
+        gain: what would have been saved, an estimate.
+    """
 
     rule: str
     node: str
@@ -91,7 +112,11 @@ class Refused:
     reason: str
     culprit: str
     remedy: str
-    matched: int
+    matched: tuple[str, ...] = ()
+    text: str = ""
+    culprit_line: str = ""
+    culprit_text: str = ""
+    gain: Work = NOTHING
 
 
 @dataclass
@@ -105,6 +130,11 @@ class StepRecord:
     seconds: float = 0.0
     verify_seconds: float = 0.0
     draws: int = 0
+
+    @property
+    def name(self) -> str:
+        """The step without its options."""
+        return self.step.partition("{")[0]
 
 
 Strategy = Callable[["StepRun"], None]
@@ -181,7 +211,7 @@ class StepRun:
     def __init__(self, driver: Driver, step: Step, record: StepRecord):
         self.graph, self.step, self.position = driver.graph, step, len(driver.records) - 1
         self.rules = tuple(rule for rule in rules_of(step) if rule.name not in driver.exclude)
-        self._driver, self._record = driver, record
+        self._driver, self._record, self._sizes = driver, record, Sizes(driver.graph)
 
     @property
     def out_of_fuel(self) -> bool:
@@ -198,7 +228,7 @@ class StepRun:
             self._record.verify_seconds += outcome.verdict.seconds
             self._record.draws += outcome.verdict.draws
         if isinstance(outcome, Failed):
-            self.reject(match.rule, match.anchor, outcome.reason, outcome.repro)
+            self.reject(match.rule, match.anchor, outcome.reason, outcome.repro, match.nodes)
         else:
             self._commit(outcome, node)
         return outcome
@@ -210,10 +240,10 @@ class StepRun:
     def _commit(self, applied: Applied, node: Node) -> None:
         self._driver.commits += 1
         match = applied.match
-        source = location(match.anchor)
+        module, source, text = place(match.anchor)
         commit = Commit(
-            self._driver.commits, self.step.name, match.rule.name, module_path(match.anchor), str(source or ""),
-            applied.removed, applied.added, applied.verdict, source.text if source else "", node.name,
+            self._driver.commits, self.step.name, match.rule.name, module, source,
+            applied.removed, applied.added, applied.verdict, text, node.name,
             tuple(part.name for part in match.nodes), tuple(part.name for part in applied.splice.added), applied.repro,
         )  # fmt: skip
         self._record.commits.append(commit)
@@ -227,21 +257,32 @@ class StepRun:
 
     def refuse(self, misses: Iterable[Miss]) -> None:
         """Record the misses that are left when the step ends."""
-        self._record.refused = [refused(miss) for miss in misses]
+        keeps = {rule.name: rule.keeps for rule in self.rules}
+        alive = set(self.graph.nodes)
+        for miss in misses:
+            nodes = [node for node in miss.matched if node in alive]
+            self._record.refused.append(refused(miss, nodes, gain(nodes, self._sizes, keeps.get(miss.rule))))
 
-    def reject(self, rule: Rule, node: Node, reason: str, repro: Repro | None = None) -> None:
+    def reject(
+        self, rule: Rule, node: Node, reason: str, repro: Repro | None = None, matched: Sequence[Node] = ()
+    ) -> None:
         """Record that a match, or the rule as a whole, failed."""
-        source = str(location(node) or "")
-        rejection = Rejection(self.step.name, rule.name, module_path(node), source, reason, repro)
+        module, source, text = place(node)
+        rejection = Rejection(
+            self.step.name, rule.name, module, source, reason, repro, node.name, tuple(printer.program(matched)), text,
+            gain(matched, self._sizes, rule.keeps),
+        )  # fmt: skip
         self._record.rejections.append(rejection)
         for listener in self._driver.listeners:
             listener.rejected(rejection)
 
 
-def refused(miss: Miss) -> Refused:
-    """A miss without references to nodes."""
-    refusal = miss.refusal
-    culprit = describe(refusal.culprit) if refusal.culprit is not None else ""
-    source = str(location(miss.anchor) or "")
-    return Refused(miss.rule, miss.anchor.name, module_path(miss.anchor), source, refusal.reason, culprit,
-                   refusal.remedy, miss.matched)  # fmt: skip
+def refused(miss: Miss, matched: Iterable[Node], saved: Work) -> Refused:
+    """A miss without references to nodes; of those that had matched, the given ones are still there."""
+    refusal, culprit = miss.refusal, miss.refusal.culprit
+    module, source, text = place(miss.anchor)
+    seen = ("", "", "") if culprit is None else (describe(culprit), printer.line(culprit), place(culprit)[2])
+    return Refused(
+        miss.rule, miss.anchor.name, module, source, refusal.reason, seen[0], refusal.remedy,
+        tuple(printer.program(matched)), text, *seen[1:], saved,
+    )  # fmt: skip

@@ -61,8 +61,9 @@ def line(node: Node, source: bool = True) -> str:
     parts = [argument_text(argument) for argument in node.args]
     parts += [f"{key}={argument_text(argument)}" for key, argument in node.kwargs.items()]
     text = f"{node.name}: {type_text(node.meta.get('val'))} = {target_text(node)}({', '.join(parts)})"
-    if node.op == "placeholder":
-        text = f"{node.name}: {type_text(node.meta.get('val'))} = input"
+    if node.op in ("placeholder", "get_attr"):
+        kind = "input" if node.op == "placeholder" else "weight"
+        text = f"{argument_text(node)}: {type_text(node.meta.get('val'))} = {kind}"
     if node.op == "output":
         text = f"return {argument_text(node.args[0])}"
     if not source:

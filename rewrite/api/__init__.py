@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rewrite.api.bisecting import Bisection, bisect
+from rewrite.api.explaining import explain
 from rewrite.api.optimizing import optimize, transform
 
-__all__ = ["Bisection", "bisect", "optimize", "transform"]
+__all__ = ["Bisection", "bisect", "explain", "optimize", "transform"]

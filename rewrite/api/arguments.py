@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import codegen
@@ -44,6 +45,35 @@ def pipeline_of(given: Any, default: Pipeline | None = None) -> Pipeline:
             hint = " (write its name with parentheses)" if isinstance(step, type) else ""
             raise PipelineError(f"{step!r} is neither a pass nor a rule{hint}; pass instances")
     return Pipeline(steps)
+
+
+def registered_steps() -> list[Step]:
+    """Each registered step with its default options; those that have none are left out."""
+    registry = passes.registry()
+    found: list[Step] = []
+    for name in registry.steps:
+        with contextlib.suppress(PipelineError):
+            found.extend(registry.parse(name))
+    return found
+
+
+def step_of(given: Any, pipeline: Pipeline) -> Step:
+    """The rule or pass that a user means: itself, or the name of one, in the pipeline or registered, or of a part.
+
+    Raises:
+        InputError: an unknown name, or something else.
+    """
+    if isinstance(given, (Pass, Rule)):
+        return given
+    if not isinstance(given, str):
+        raise InputError(f"rule={given!r} is neither a name nor a rule or pass; pass a name, or an instance")
+    known: dict[str, Step] = {}
+    for step in (*pipeline, *registered_steps()):
+        for part in (step, *rules_of(step)):
+            known.setdefault(part.name, part)
+    if given not in known:
+        raise InputError(f"rule={given!r} is no rule or pass{nearest(given, known)}")
+    return known[given]
 
 
 def exclusions_of(given: str | Iterable[str], model: nn.Module, pipeline: Pipeline) -> tuple[str, ...]:

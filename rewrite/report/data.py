@@ -61,7 +61,7 @@ class Report:
             refused
             for record in self.records
             for refused in record.refused
-            if rule in (None, refused.rule, _name(record))
+            if rule in (None, refused.rule, record.name)
         ]
 
     def diff(self, rule: str | None = None, collapse: bool = False, algebra: bool = True) -> Diff:
@@ -91,7 +91,7 @@ class Report:
             rejection
             for record in self.records
             for rejection in record.rejections
-            if rule in (None, rejection.rule, _name(record))
+            if rule in (None, rejection.rule, record.name)
         ]
 
     def reproduce(self, rewrite: int | Commit | Rejection, path: str | os.PathLike[str] | None = None) -> str:
@@ -131,7 +131,7 @@ class Report:
     def _require(self, rule: str | None) -> None:
         if rule is None:
             return
-        known = {_name(record) for record in self.records}
+        known = {record.name for record in self.records}
         known.update(name for record in self.records for name in rule_names(record))
         if rule not in known:
             fired = dict.fromkeys(commit.rule for record in self.records for commit in record.commits)
@@ -146,7 +146,3 @@ class Report:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _name(record: StepRecord) -> str:
-    return record.step.partition("{")[0]

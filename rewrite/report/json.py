@@ -1,4 +1,4 @@
-"""A report as plain data."""
+"""Reports as plain data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewrite.report.data import Report
 
-FORMAT = 1
+FORMAT = 2
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -18,21 +18,22 @@ def report_data(report: Report) -> dict[str, Any]:
         "format": FORMAT,
         "model": report.model_name,
         "pipeline": report.pipeline,
-        "steps": [_plain(record) for record in report.records],
-        "before": _plain(report.before),
-        "after": _plain(report.after),
-        "verification": _plain(report.model_verdict),
-        "time": _plain(report.time),
+        "steps": [plain(record) for record in report.records],
+        "before": plain(report.before),
+        "after": plain(report.after),
+        "verification": plain(report.model_verdict),
+        "time": plain(report.time),
         "notes": list(report.notes),
-        "versions": _plain(report.versions),
+        "versions": plain(report.versions),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of dataclasses, lists, mappings, strings and numbers as JSON has it; numbers that it lacks are None."""
     if dataclasses.is_dataclass(value):
-        return {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+        return {spec.name: plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return {key: _plain(item) for key, item in value.items()} if hasattr(value, "items") else value
+    return {key: plain(item) for key, item in value.items()} if hasattr(value, "items") else value

@@ -12,7 +12,7 @@ def test_round_trip():
 
 def test_everything_is_in_it():
     data = report().to_dict()
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert data["model"] == "Net"
     assert [step["step"] for step in data["steps"]] == ["fold-constants", "reparameterize{max_kernel=31}", "simplify"]
     first = data["steps"][1]["commits"][0]
