@@ -169,10 +169,7 @@ class OptimizedModule(Mirror):
 
     def changes(self, module: nn.Module, fn: Callable[[Tensor], Tensor]) -> bool:
         """Whether ``fn`` changes a tensor of a part; if so, the result follows the model no longer."""
-        if self._engine.following and not self._engine.changes(module, fn):
-            return False
-        self._engine.stop_following()
-        return True
+        return self._engine.changes(module, fn)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
         twin = OptimizedModule.__new__(OptimizedModule)
