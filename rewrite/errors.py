@@ -34,5 +34,9 @@ class VerificationError(RewriteError):
     """The rewritten model is not equal to the source within the bound; the source is unchanged."""
 
 
+class ArtifactError(RewriteError):
+    """A result cannot be saved, or a file cannot be loaded; nothing was changed."""
+
+
 class GraphError(RewriteError):
     """An invariant of the graph is broken. Always a defect of a rule or of this project."""

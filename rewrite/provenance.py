@@ -67,6 +67,15 @@ def module_path(node: Node) -> str:
     return str(path)
 
 
+def module_class(node: Node) -> str:
+    """The class of the module that the node was called in, as tracing names it, '' where it is not known."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    kind = list(stack.values())[-1][1]
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def location(node: Node) -> Location | None:
     """The innermost line of the user's code in the node's stack, outside torch and this project."""
     trace = node.meta.get("stack_trace")
