@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import optimize, transform
+    from rewrite.api import load, optimize, transform
     from rewrite.errors import (
+        ArtifactError,
         CaptureError,
         CycleError,
         InputError,
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 _HOMES = {
-    "optimize": "rewrite.api", "transform": "rewrite.api",
-    "RewriteError": "rewrite.errors", "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
+    "load": "rewrite.api", "optimize": "rewrite.api", "transform": "rewrite.api",
+    "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "CaptureError": "rewrite.errors",
+    "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
     "VerificationError": "rewrite.errors",
     "Pass": "rewrite.pipeline", "Pipeline": "rewrite.pipeline",
@@ -45,8 +47,9 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline", "PipelineError",
-    "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError", "__version__", "optimize", "transform",
+    "ArtifactError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline",
+    "PipelineError", "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError", "__version__", "load",
+    "optimize", "transform",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewrite.api.loading import load
 from rewrite.api.optimizing import optimize, transform
 
-__all__ = ["optimize", "transform"]
+__all__ = ["load", "optimize", "transform"]

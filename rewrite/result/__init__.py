@@ -2,6 +2,7 @@
 
 from rewrite.result.module import OptimizedModule
 from rewrite.result.program import Program
+from rewrite.result.standalone import from_artifact, released
 from rewrite.result.trainable import TransformedModule
 
-__all__ = ["OptimizedModule", "Program", "TransformedModule"]
+__all__ = ["OptimizedModule", "Program", "TransformedModule", "from_artifact", "released"]

@@ -19,11 +19,13 @@ from rewrite.result.modes import neutral
 from rewrite.result.ownership import Ownership, changes
 from rewrite.result.plans import Plan, Snapshot, Weights, execute, remember
 from rewrite.result.reading import kinds
+from rewrite.result.saving import artifact_of
 from rewrite.result.specialize import Misfit, Specialization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from rewrite.artifact import Artifact
     from rewrite.lowering import Lowering
     from rewrite.result.mirror import Mirror
     from rewrite.result.program import Program
@@ -209,6 +211,12 @@ class Engine:
         self.stop_following()
         return True
 
+    def keep(self) -> None:
+        """Take over the model's tensors as they are; for a model that nobody else has."""
+        with self._lock, neutral():
+            self._ownership.keep()
+            self._snapshot = replace(self._snapshot, watch=self._ownership.watch(list(self._snapshot.weights)))
+
     def copy(self, root: Mirror) -> Engine:
         """An engine over copies of the weights in ``root``, which does not follow the model."""
         with self._lock, neutral():
@@ -227,6 +235,21 @@ class Engine:
             return twin
 
     # -- reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def lowering(self) -> Lowering | None:
+        """What runs graphs; None where they run operator by operator."""
+        return self._lowerings.lowering
+
+    def artifact(self) -> Artifact:
+        """All programs with their present weights, to be saved.
+
+        Raises:
+            ArtifactError: there is no program yet, or something in one that cannot be saved.
+        """
+        with self._lock, neutral():
+            snapshot = self.refresh()
+            return artifact_of(self.source, self._ownership.root, snapshot.weights)
 
     def newest(self) -> tuple[Specialization, Weights]:
         """The first program, with weights that are up to date.

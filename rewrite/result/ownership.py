@@ -80,7 +80,7 @@ class Ownership:
     def example(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A call of the result as the model can take it, which may have stayed in another dtype and on another device."""
+        """A call of the result as the model can take it, which may be of another dtype and on another device."""
         dtypes: dict[torch.dtype, torch.dtype] = {}
         devices: dict[torch.device, torch.device] = {}
         for name, theirs in itertools.chain(self.source.named_parameters(), self.source.named_buffers()):
@@ -155,6 +155,13 @@ class Ownership:
             self._attributes[name] = self._attribute(name).detach().clone()
         self._reflection.own()
         self._reflection = None
+
+    def keep(self) -> None:
+        """Take over the model's tensors as they are and leave it none; for a model that nobody else has."""
+        self._reflection = None
+        for module in self.source.modules():
+            module._parameters.clear()
+            module._buffers.clear()
 
     def copy(self, root: Mirror) -> Ownership:
         """Copies of the tensors in another tree, which does not follow the model."""

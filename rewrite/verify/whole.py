@@ -1,0 +1,47 @@
+"""The last check of a run: the rewritten program against the model, which is not changed by the calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rewrite.errors import VerificationError
+from rewrite.events import emit, verdict_data
+from rewrite.lowering import written_weights
+from rewrite.trace import isolated, replica
+from rewrite.verify.model import verify_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rewrite.graph import Graph
+    from rewrite.verdict import Verdict
+
+
+def verify_whole(
+    model: nn.Module, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Verdict:
+    """Compare a program with the model on a call.
+
+    Args:
+        model: the model, of which a copy is called.
+        original: the graph as it was captured, with its weights.
+        graph: the rewritten one.
+        args, kwargs: the call.
+
+    Raises:
+        VerificationError: the program is not equal to the model within the bound.
+    """
+    # calls may write state (a step counter, running statistics): each side works on a copy of it
+    program = graph.to_module({name: graph.weights[name].clone() for name in written_weights(graph)})
+    folded = [tensor for name, tensor in graph.weights.items() if name not in original.weights]
+    with isolated(model), replica(model) as source:
+        verdict = verify_model(source, program, original, args, kwargs, weights=folded)
+    name = type(model).__name__
+    text = "agrees with the source" if verdict.accepted else f"does NOT agree with the source: {verdict.reason}"
+    emit("verified", f"{name}: the whole model {text}", model=name, **verdict_data(verdict))
+    if not verdict.accepted:
+        raise VerificationError(
+            f"the rewritten {name} is not equal to the model, which is unchanged: "
+            f"{verdict.reason}; find the rewrite with fuel=, or leave its rule out with exclude="
+        )
+    return verdict
