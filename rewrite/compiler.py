@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rewrite.cost import count
-from rewrite.errors import VerificationError
-from rewrite.events import emit, verdict_data
-from rewrite.lowering import written_weights
+from rewrite.events import emit
 from rewrite.report import Report
 from rewrite.result import Program
-from rewrite.trace import capture, check_model, isolated, replica, unwrap
-from rewrite.verify import verify_model
+from rewrite.result.reading import constants_of
+from rewrite.revival import revive
+from rewrite.trace import capture, check_model, method_of, unwrap
+from rewrite.verify import sample_of, verify_whole
 from rewrite.versions import versions
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rewrite.graph import Graph
-    from rewrite.recipe import Recipe
-    from rewrite.trace import Capture
-    from rewrite.verdict import Verdict
+    from rewrite.cache import ProgramCache
+    from rewrite.cache.store import Entry
+    from rewrite.recipe import Recipe, Settings
+
+_RESTORED = "restored from the cache: the matches were verified when it was made, the whole model again"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Compiler:
         model: the module, wrapped or not.
         recipe: what is done to its graph.
         training: capture training behaviour and gradients; else the model has to be in evaluation mode.
+        cache: keeps programs between processes; None for none. Not for training.
 
     Raises:
         InputError, CaptureError: the model cannot be compiled, whatever the example.
@@ -41,6 +43,7 @@ class Compiler:
     model: nn.Module
     recipe: Recipe
     training: bool = False
+    cache: ProgramCache | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", unwrap(self.model))
@@ -53,6 +56,35 @@ class Compiler:
             InputError, CaptureError: the call, or what the model does with it.
             VerificationError: the program as a whole is not equal to the model.
         """
+        entry = None if self.cache is None else self.cache.entry(self.model, self.recipe, args, kwargs)
+        program = None if entry is None else self._restore(entry, args, kwargs)
+        if program is None:
+            program = self._make(args, kwargs)
+            if entry is not None:
+                entry.store(self.model, program)
+        return program
+
+    def _restore(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
+        """The program of a cache entry, checked against the model; None where there is none that passes."""
+        stored = entry.read()
+        if stored is None:
+            return None
+        try:
+            program = revive(
+                self.model, stored, args, kwargs, settings=self._settings(), phase="cache", note=_RESTORED,
+                whole=self.recipe.verify != "off",
+            )  # fmt: skip
+        except Exception as error:  # an entry may be of anything; then the model is captured, and tells what is wrong
+            entry.miss(f"{type(error).__name__}: {error}")
+            return None
+        emit("cache-hit", f"{entry.name}: restored in {program.time['cache']:.2f} s", model=entry.name,
+             key=entry.key.digest, seconds=program.time["cache"])  # fmt: skip
+        return program
+
+    def _settings(self) -> Settings:
+        return self.recipe.settings(method_of(self.model))
+
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         captured = capture(self.model, args, kwargs, training=self.training)
         name = type(captured.model).__name__
         emit("captured", f"{name}: captured in {captured.seconds:.2f} s", model=name, seconds=captured.seconds,
@@ -61,7 +93,9 @@ class Compiler:
         started = time.perf_counter()
         records = self.recipe.apply(graph)
         seconds = time.perf_counter() - started
-        verdict = None if self.recipe.verify == "off" else self._verify(captured, original, graph, args, kwargs)
+        verdict = None
+        if self.recipe.verify != "off":
+            verdict = verify_whole(captured.model, original, graph, args, kwargs)
         match_seconds = sum(record.verify_seconds for record in records)
         split = {
             "capture": captured.seconds,
@@ -72,22 +106,9 @@ class Compiler:
             name, str(self.recipe.pipeline), records, count(original), count(graph), verdict,
             split, captured.notes, versions(),
         )  # fmt: skip
-        return Program(graph, report, self.recipe.value_rules(records), captured.one_row, split)
-
-    def _verify(
-        self, captured: Capture, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Verdict:
-        # calls may write state (a step counter, running statistics): each side works on a copy of it
-        program = graph.to_module({name: graph.weights[name].clone() for name in written_weights(graph)})
-        folded = [tensor for name, tensor in graph.weights.items() if name not in original.weights]
-        with isolated(captured.model), replica(captured.model) as source:
-            verdict = verify_model(source, program, original, args, kwargs, weights=folded)
-        name = type(captured.model).__name__
-        text = "agrees with the source" if verdict.accepted else f"does NOT agree with the source: {verdict.reason}"
-        emit("verified", f"{name}: the whole model {text}", model=name, **verdict_data(verdict))
-        if not verdict.accepted:
-            raise VerificationError(
-                f"the rewritten {name} is not equal to the model, which is unchanged: "
-                f"{verdict.reason}; find the rewrite with fuel=, or leave its rule out with exclude="
-            )
-        return verdict
+        sample = sample_of(original, captured.flat_inputs)
+        original.weights = constants_of(captured.model, original)
+        return Program(
+            graph, report, self.recipe.value_rules(records), captured.one_row, split,
+            original, sample, self._settings(),
+        )  # fmt: skip

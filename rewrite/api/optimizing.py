@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import call_of, exclusions_of, live_pipeline, lowering_of, pipeline_of, require_live
+from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
 from rewrite.recipe import Recipe, Verify
-from rewrite.result import OptimizedModule, TransformedModule
+from rewrite.result import OptimizedModule, TransformedModule, released
 from rewrite.trace import bound, unwrap
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def optimize(
     lower: Literal["inductor", "eager"] | None = None,
     fuel: int | None = None,
     listeners: Sequence[Listener] = (),
+    release: bool = False,
+    cache: bool = True,
 ) -> OptimizedModule:
     """Rewrite a model for inference; the result has been checked against the model itself.
 
@@ -52,6 +55,10 @@ def optimize(
             where a C++ compiler is found.
         fuel: at most so many rewrites, to find the one that makes a difference.
         listeners: hear every match, miss and rewrite as it happens.
+        release: the result keeps copies of the weights that it still needs, and nothing of the model, whose memory is
+            free as soon as you drop it. It does not follow the model, and takes calls like the example, of any batch.
+        cache: use programs that an earlier process made of the same model, and keep this one for later processes. They
+            are checked against the model as new ones are.
 
     Returns:
         A module with the model's signature and ``state_dict``, and with ``report``, ``graph_module`` and ``refold()``.
@@ -62,15 +69,19 @@ def optimize(
         PipelineError: an unknown pass or option.
         VerificationError: the rewritten model as a whole is not equal to the source.
     """
+    given = example_inputs is not None or example_kwargs is not None
     if isinstance(model, OptimizedModule):
-        return model
+        return released(model) if release else model
+    if release and not given:
+        raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     steps = pipeline_of(pipeline)
     model = bound(unwrap(model), method)
     recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify, fuel, tuple(listeners))
-    result = OptimizedModule(model, Compiler(model, recipe).compile, lowering_of(lower))
-    if example_inputs is not None or example_kwargs is not None:
+    compiler = Compiler(model, recipe, cache=default_cache() if cache else None)
+    result = OptimizedModule(model, compiler.compile, lowering_of(lower))
+    if given:
         result.specialize(*call_of(example_inputs, example_kwargs))
-    return result
+    return released(result) if release else result
 
 
 def transform(
