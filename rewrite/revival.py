@@ -109,15 +109,15 @@ def _type(dtype: str, shape: Iterable[int]) -> str:
 def _bound(model: nn.Module, graph: Graph, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that a graph reads or writes: the model's own, and the constants of the program."""
     nodes = {str(node.target): node for node in (*graph.nodes, *graph.program.fx.nodes) if node.op == "get_attr"}
-    names = dict.fromkeys((*nodes, *written_weights(graph)))
+    names = {*nodes, *written_weights(graph)}
     bound = {}
-    for name in names:
+    for name in sorted(names - graph.program.results.keys()):
         held = holder(model, name)
         if held is not None:
             bound[name] = held[name.rpartition(".")[2]]
         elif name in constants:
             bound[name] = constants[name].to(nodes[name].meta["val"].device)
-        elif name not in graph.program.results:
+        else:
             raise ArtifactError(f"the saved program reads '{name}', which neither it nor the model has; save it again")
     return bound
 

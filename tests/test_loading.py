@@ -263,6 +263,19 @@ def test_complex_and_integer_weights(tmp_path: Path) -> None:
     assert {str(tensor.dtype) for tensor in found.state_dict().values()} >= {"torch.complex64", "torch.int64"}
 
 
+def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    fast = eager(Noisy().eval(), torch.zeros(2, 3))
+    before = torch.get_rng_state()
+    found = saved(fast, tmp_path / "net")
+    assert torch.equal(torch.get_rng_state(), before)
+    y = found(torch.zeros(2, 3))
+    assert 0 < float(y.min()) < float(y.max()) < 1
+
+
 # -- over the model ---------------------------------------------------------------------------------------------------
 
 

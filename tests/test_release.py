@@ -28,7 +28,7 @@ def memory() -> dict[int, int]:
     """The bytes of every storage of a living tensor, by address."""
     gc.collect()
     kinds = (Tensor, nn.Parameter, nn.Buffer)
-    tensors = [each for each in gc.get_objects() if type(each) in kinds]
+    tensors = [each for each in gc.get_objects() if type(each) in kinds and each.layout is torch.strided]
     found = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors if not each.is_meta}
     return {address: size for address, size in found.items() if address}
 
@@ -64,6 +64,19 @@ def test_only_what_is_needed_is_kept() -> None:
     sample = x.nbytes
     assert needed <= sum(new.values()) <= needed + sample
     assert set(fast.state_dict()) == {"fc.weight", "fc.bias", *(name for name in fast.state_dict() if "folded" in name)}
+
+
+def test_what_is_converted_leaves_nothing_behind() -> None:
+    before = memory()
+    fast = released(net(), image())
+    addresses = {tensor.data_ptr() for tensor in fast.state_dict().values()}
+    assert addresses <= set(memory())
+    fast.half()
+    fast(image().half())
+    kept = sum(size for address, size in memory().items() if address not in before)
+    needed = sum(tensor.untyped_storage().nbytes() for tensor in fast.state_dict().values())
+    assert kept <= needed + image().nbytes
+    assert not addresses & set(memory())
 
 
 def test_changes_do_not_reach_the_other_side() -> None:

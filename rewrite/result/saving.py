@@ -12,6 +12,8 @@ from rewrite.artifact.literals import encode
 from rewrite.errors import ArtifactError
 from rewrite.lowering import run_eagerly
 from rewrite.result.mirror import find
+from rewrite.result.specialize import Conversion
+from rewrite.trace import isolated
 from rewrite.trace.compare import same
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ def artifact_of(source: nn.Module, root: Mirror, programs: Mapping[Specializatio
     program = next(iter(programs)).program
     assert program.settings is not None
     plan = getattr(program, "plan", None)
-    return Artifact(name, program.settings, tuple(stored), weights, _attributes(source),
-                    None if plan is None else plan.to_json())  # fmt: skip
+    text = None if plan is None else plan.to_json()
+    return Artifact(name, program.settings, tuple(stored), weights, _attributes(source), text)
 
 
 def _stored(
@@ -61,18 +63,19 @@ def _stored(
         )
     plain = dict(zip(special.names, held.plain, strict=True))
     own = {each: tensor for each, tensor in plain.items() if each in special.registered or each in special.folded}
-    constants = {**program.captured.weights, **special.constants,
-                 **{each: tensor for each, tensor in plain.items() if each not in own}}  # fmt: skip
+    others = {each: tensor for each, tensor in plain.items() if each not in own}
+    constants = {**program.captured.weights, **special.constants, **others}
     renamed = {each: _unused(each, weights, tensor) for each, tensor in own.items() if each in special.folded}
     for each, tensor in own.items():
         weights[renamed.get(each, each)] = _as_held(find(root, each), tensor)
     inputs = [_converted(special, leaf) for leaf in program.sample]
-    with torch.no_grad():
+    with isolated(root), torch.no_grad():
         outputs = run_eagerly(special.graph, special.names)(inputs, held.plain)
     graphs = stored_graphs(program.captured, _with_names(program.graph, renamed))
-    if special.conversion != type(special.conversion)():
-        graphs = stored_graphs(**graphs_of(graphs, device=special.conversion.device, dtypes=special.conversion.dtypes,
-                                           kept=constants))  # fmt: skip
+    change = special.conversion
+    if change != Conversion():
+        kept = constants.keys() | special.attributes
+        graphs = stored_graphs(**graphs_of(graphs, device=change.device, dtypes=change.dtypes, kept=kept))
     return StoredProgram(
         graphs, program.report, program.one_row, program.value_rules, constants, tuple(inputs), tuple(outputs)
     )

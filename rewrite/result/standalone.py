@@ -78,8 +78,10 @@ def released(result: OptimizedModule) -> OptimizedModule:
     copies = dict(zip(map(id, held), clones(held), strict=True))
     programs = [replace(stored, constants=_copied(stored.constants, copies)) for stored in artifact.programs]
     artifact = replace(artifact, weights=_copied(artifact.weights, copies), programs=tuple(programs))
-    return from_artifact(artifact, engine.lowering, "the released result", verify=False,
-                      remedy="optimize without release=True captures other calls")  # fmt: skip
+    return from_artifact(
+        artifact, engine.lowering, "the released result", verify=False,
+        remedy="optimize without release=True captures other calls",
+    )  # fmt: skip
 
 
 def _copied(tensors: Mapping[str, Tensor], copies: Mapping[int, Tensor]) -> dict[str, Tensor]:
@@ -105,8 +107,8 @@ def _program(
     """A program with its weights. Of the weight program it keeps the code only, for when it is saved again."""
     graphs = graphs_of(stored.graphs, device=device)
     captured, graph = graphs["captured"], graphs["rewritten"]
-    recorded = {str(node.target): node.meta["val"] for each in (captured, graph) for node in each.nodes
-                if node.op == "get_attr"}  # fmt: skip
+    nodes = (node for each in (captured, graph) for node in each.nodes if node.op == "get_attr")
+    recorded = {str(node.target): node.meta["val"] for node in nodes}
     for name in weight_order(graph):
         tensor = artifact.weights.get(name, stored.constants.get(name))
         if tensor is None:
@@ -181,7 +183,10 @@ def _tree(model: str, weights: Mapping[str, Tensor]) -> nn.Module:
         *path, key = name.split(".")
         module = root
         for part in path:
-            module = module._modules.setdefault(part, nn.Module().eval()) or module
+            child = module._modules.get(part)
+            if child is None:
+                child = module._modules[part] = nn.Module().eval()
+            module = child
         held: dict[str, Any] = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
         held[key] = tensor
     return root
