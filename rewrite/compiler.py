@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rewrite.cost import count
 from rewrite.events import emit
 from rewrite.report import Report
 from rewrite.result import Program
+from rewrite.result.modes import uncollected
 from rewrite.result.reading import constants_of
 from rewrite.revival import revive
 from rewrite.trace import capture, check_model, method_of, unwrap
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from rewrite.cache import ProgramCache
     from rewrite.cache.store import Entry
+    from rewrite.graph import Graph
     from rewrite.recipe import Recipe, Settings
 
 _RESTORED = "restored from the cache: the matches were verified when it was made, the whole model again"
@@ -56,29 +58,32 @@ class Compiler:
             InputError, CaptureError: the call, or what the model does with it.
             VerificationError: the program as a whole is not equal to the model.
         """
+        started = time.perf_counter()
         entry = None if self.cache is None else self.cache.entry(self.model, self.recipe, args, kwargs)
-        program = None if entry is None else self._restore(entry, args, kwargs)
+        program = None if entry is None else self._restore(entry, args, kwargs, started)
         if program is None:
             program = self._make(args, kwargs)
             if entry is not None:
                 entry.store(self.model, program)
         return program
 
-    def _restore(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
+    def _restore(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], started: float) -> Program | None:
         """The program of a cache entry, checked against the model; None where there is none that passes."""
         stored = entry.read()
         if stored is None:
             return None
         try:
-            program = revive(
-                self.model, stored, args, kwargs, settings=self._settings(), phase="cache", note=_RESTORED,
-                whole=self.recipe.verify != "off",
-            )  # fmt: skip
+            with uncollected():
+                program = revive(
+                    self.model, stored, args, kwargs, settings=self._settings(), phase="cache", note=_RESTORED,
+                    whole=self.recipe.verify != "off",
+                )  # fmt: skip
         except Exception as error:  # an entry may be of anything; then the model is captured, and tells what is wrong
             entry.miss(f"{type(error).__name__}: {error}")
             return None
-        emit("cache-hit", f"{entry.name}: restored in {program.time['cache']:.2f} s", model=entry.name,
-             key=entry.key.digest, seconds=program.time["cache"])  # fmt: skip
+        spent = program.time["cache"] = time.perf_counter() - started - program.time["verification"]
+        emit("cache-hit", f"{entry.name}: restored in {spent:.2f} s", model=entry.name, key=entry.key.digest,
+             seconds=spent)  # fmt: skip
         return program
 
     def _settings(self) -> Settings:
@@ -106,9 +111,16 @@ class Compiler:
             name, str(self.recipe.pipeline), records, count(original), count(graph), verdict,
             split, captured.notes, versions(),
         )  # fmt: skip
+        program = Program(graph, report, self.recipe.value_rules(records), captured.one_row, split)
+        if self.training:  # the parameters are the model's, so there is nothing to save
+            return program
         sample = sample_of(original, captured.flat_inputs)
         original.weights = constants_of(captured.model, original)
-        return Program(
-            graph, report, self.recipe.value_rules(records), captured.one_row, split,
-            original, sample, self._settings(),
-        )  # fmt: skip
+        return replace(program, captured=_slim(original), sample=sample, settings=self._settings())
+
+
+def _slim(graph: Graph) -> Graph:
+    """The graph with no more in the metadata of its nodes than what files keep of it."""
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in node.meta}
+    return graph

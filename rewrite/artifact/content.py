@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rewrite import compat
 from rewrite.artifact.literals import decode, encode
+from rewrite.artifact.names import DAMAGED
 from rewrite.artifact.tensors import pack, unpack
 from rewrite.artifact.trees import tree_of
 from rewrite.artifact.writing import graphs_data
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from rewrite.graph import Graph
-
-_DAMAGED = "the file is damaged, save it again"
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,8 @@ class Artifact:
                 )
                 for i, (each, report) in enumerate(zip(data["programs"], reports, strict=True))
             )
+            # what is malformed is found here, and not where it is used
+            _ = [(stored.weights, stored.devices) for stored in programs]
             plan = members.get("plan.json")
             return cls(
                 data["model"],
@@ -211,4 +212,4 @@ def _values(data: Sequence[Any], tensors: Mapping[str, Tensor]) -> tuple[Any, ..
 
 
 def _no_node(name: str) -> Any:
-    raise ArtifactError(f"a value is the node '{name}'; {_DAMAGED}")
+    raise ArtifactError(f"a value is the node '{name}'; {DAMAGED}")

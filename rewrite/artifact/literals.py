@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from rewrite.artifact.names import DAMAGED
 from rewrite.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def decode(data: Any, node: Callable[[str], Node], device: Callable[[str], torch
     if not isinstance(data, dict):
         return data
     if len(data) != 1:
-        raise ArtifactError(f"{data!r} is not an argument of an operator; the file is damaged, save it again")
+        raise ArtifactError(f"{data!r} is not an argument of an operator; {DAMAGED}")
     kind, value = next(iter(data.items()))
     if kind == "node":
         return node(value)
@@ -83,7 +84,7 @@ def decode(data: Any, node: Callable[[str], Node], device: Callable[[str], torch
         return complex(*(decode(part, node, device) for part in value))
     if kind in _NAMED:
         return torch_name(value, _NAMED[kind])
-    raise ArtifactError(f"{data!r} is not an argument of an operator; the file is damaged, save it again")
+    raise ArtifactError(f"{data!r} is not an argument of an operator; {DAMAGED}")
 
 
 def torch_name(name: Any, kind: type[Any]) -> Any:

@@ -17,7 +17,7 @@ def identifier(name: str) -> str:
         ArtifactError: it is none.
     """
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ArtifactError(f"{name!r} is no name of an argument; {DAMAGED}")
+        raise ArtifactError(f"{name!r} is no name of an argument, which has to be an identifier; rename it, save again")
     return name
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rewrite.artifact.names import DAMAGED
 from rewrite.errors import ArtifactError
 from rewrite.names import nearest
 
@@ -63,7 +64,7 @@ def find(name: str) -> Any:
         return known
     parts = name.split(".")
     if len(parts) != 3:
-        raise ArtifactError(f"'{name}' is no operator{nearest(name, _FUNCTIONS)}; the file is damaged, save it again")
+        raise ArtifactError(f"'{name}' is no operator{nearest(name, _FUNCTIONS)}; {DAMAGED}")
     found: Any = torch.ops
     for part in parts:
         found = getattr(found, part, None)

@@ -128,11 +128,11 @@ class _Reader:
             if wanted is not None and not kept:
                 with self.scope.mode:
                     tensor = tensor.to(wanted)
-            self.known[key] = tensor
+            self.known[key] = self.scope.interned(tensor)
         return self.known[key]
 
     def _call(self, node: Node, data: Mapping[str, Any], named: Mapping[str, Node]) -> Any:
-        # equal calls have one value, so it is the value that tells operands apart
+        # values that are alike are one object, so equal calls are those on the same objects
         key = (data["target"], _key(data["args"], named), _key(data["kwargs"], named))
         if key not in self.known:
             self.known[key] = self._record(node, data)
@@ -156,7 +156,7 @@ class _Reader:
                 f"the operator '{data['target']}' does not take what the file gives it ({reason}); {DAMAGED}, or load "
                 "it with the torch that it was saved with"
             ) from error
-        return value, self.scope.type_of(value)
+        return self.scope.interned(value), self.scope.type_of(value)
 
 
 def _key(data: Any, named: Mapping[str, Node]) -> Any:

@@ -15,13 +15,13 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from rewrite.artifact.literals import torch_name
+from rewrite.artifact.names import DAMAGED
 from rewrite.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _ALIGNMENT = 16
-_DAMAGED = "the file is damaged, save it again"
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
@@ -69,7 +69,7 @@ def unpack(data: bytes, layout: Mapping[str, Any]) -> dict[str, Tensor]:
         made: dict[Any, Tensor] = {}
         return {name: _made(name, each, entries, made) for name, each in layout.items()}
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"the weights cannot be read ({type(error).__name__}: {error}); {_DAMAGED}") from error
+        raise ArtifactError(f"the weights cannot be read ({type(error).__name__}: {error}); {DAMAGED}") from error
 
 
 def _made(name: str, data: Mapping[str, Any], entries: Mapping[str, Tensor], made: dict[Any, Tensor]) -> Tensor:
@@ -87,7 +87,7 @@ def _made(name: str, data: Mapping[str, Any], entries: Mapping[str, Tensor], mad
     if (stored.dtype, list(stored.shape)) != (dtype, shape):
         raise ArtifactError(
             f"the weight '{name}' is {stored.dtype}{list(stored.shape)} in the file, which says {dtype}{shape} "
-            f"elsewhere; {_DAMAGED}"
+            f"elsewhere; {DAMAGED}"
         )
     if list(stored.stride()) != stride:
         stored = torch.empty_strided(shape, stride, dtype=dtype).copy_(stored)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rewrite import compat
 from rewrite.artifact.literals import torch_name
+from rewrite.artifact.names import DAMAGED
 from rewrite.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Scope:
         self._names = {size.node.expr: name for name, size in symbols.items()}
         self._numbers = dict(zip(self._names, _PROBES, strict=False))
         self._known: dict[Any, Any] = {}
+        self._interned: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, mode: compat.FakeTensorMode, values: Iterable[Any]) -> Scope:
@@ -99,7 +101,7 @@ class Scope:
                 made = torch.empty_strided(shape, stride, dtype=dtype, device=self.device(data["device"]))
                 return made.requires_grad_(data["requires_grad"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"{data!r} describes no tensor ({error}); the file is damaged, save it again") from None
+            raise ArtifactError(f"{data!r} describes no tensor ({error}); {DAMAGED}") from None
 
     def _size_data(self, size: Any) -> Any:
         """A size as a number, the name of a symbol, or a list of factors.
@@ -128,6 +130,10 @@ class Scope:
             product = product * (factor if isinstance(factor, int) else self.symbols[factor])
         return product
 
+    def interned(self, value: Any) -> Any:
+        """The first recorded value that is like this one in all that operators make of it."""
+        return self._interned.setdefault(_looks(value), value)
+
     # -- types --------------------------------------------------------------------------------------------------------
 
     def type_of(self, value: Any) -> str:
@@ -146,3 +152,15 @@ class Scope:
         if expression not in self._known:
             self._known[expression] = expression.subs(self._numbers)
         return self._known[expression]
+
+
+def _looks(value: Any) -> Any:
+    """What tells recorded values apart, to look up by."""
+    if isinstance(value, Tensor):
+        sizes = tuple(map(_looks, (*value.shape, *value.stride())))
+        return value.dtype, value.device, value.requires_grad, sizes
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_looks, value))
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return type(value), value.node.expr
+    return type(value), repr(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from rewrite.artifact.container import FORMAT
 from rewrite.cache.fingerprint import DoubtError
 from rewrite.cache.keys import Key, key_of
 from rewrite.cache.sources import sources_of, unchanged
-from rewrite.errors import ArtifactError
 from rewrite.events import emit
 from rewrite.result.reading import constants_of
 
@@ -66,8 +64,9 @@ class ProgramCache:
         name = type(model).__name__
         try:
             key = key_of(model, recipe, args, kwargs)
-        except DoubtError as doubt:
-            emit("cache-off", f"{name}: not cached, for {doubt}", model=name, reason=str(doubt))
+        except Exception as doubt:  # a model may hold anything, and what cannot be looked at is not cached
+            reason = str(doubt) if isinstance(doubt, DoubtError) else repr(doubt)
+            emit("cache-off", f"{name}: not cached: {reason}", model=name, reason=reason)
             return None
         return Entry(self, name, key, self.directory / f"programs-{FORMAT}" / f"{key.digest}.rewrite")
 
@@ -92,7 +91,7 @@ class Entry:
         except FileNotFoundError:
             self.miss("there is no entry")
             return None
-        except (ArtifactError, OSError, KeyError, ValueError) as error:
+        except Exception as error:  # a damaged entry may be damaged in any way
             self.miss(str(error))
             return None
         with contextlib.suppress(OSError):
@@ -112,13 +111,13 @@ class Entry:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write(self.path, self._packed(model, program))
             self._drop_oldest()
-        except (ArtifactError, OSError) as error:
+        except Exception as error:  # the program is made, and a full disk must not take it away
             self._off(str(error))
         else:
             emit("cache-store", f"{self.name}: program stored", model=self.name, key=self.key.digest)
 
     def _off(self, reason: str) -> None:
-        emit("cache-off", f"{self.name}: not cached: {reason}", logging.INFO, model=self.name, reason=reason)
+        emit("cache-off", f"{self.name}: not cached: {reason}", model=self.name, reason=reason)
 
     def _packed(self, model: nn.Module, program: Program) -> bytes:
         captured, settings = program.captured, program.settings

@@ -49,6 +49,12 @@ def again(graphs: dict[str, Graph], **options: Any) -> dict[str, Graph]:
     return found
 
 
+def numbers(value: Tensor) -> list[tuple[bool, int]]:
+    """Sizes and strides of a recorded value: whether they are free, and what they are in the example."""
+    sizes = (*value.shape, *value.stride())
+    return [(False, size) if isinstance(size, int) else (True, compat.hint(size)) for size in sizes]
+
+
 def same_program(a: Graph, b: Graph) -> None:
     assert printer.program(a.nodes) == printer.program(b.nodes)
     assert printer.program(a.program.fx.nodes) == printer.program(b.program.fx.nodes)
@@ -67,9 +73,7 @@ def same_program(a: Graph, b: Graph) -> None:
                 assert type(one) is type(two)
                 if isinstance(one, Tensor):
                     assert (one.dtype, one.device, one.requires_grad) == (two.dtype, two.device, two.requires_grad)
-                    assert [isinstance(size, int) for size in one.shape] == [
-                        isinstance(size, int) for size in two.shape
-                    ]
+                    assert numbers(one) == numbers(two)
     b.check()
 
 
@@ -140,6 +144,14 @@ def test_a_batch_that_inputs_share_stays_free_and_shared(stride: str) -> None:
     assert third == 2
     x, y, z = torch.randn(7, 3, 4), torch.randn(7, 2), torch.randn(2)
     assert torch.equal(found.to_module()(x, y, z), Two()(x, y, z))
+
+
+def test_numbers_that_are_equal_and_not_the_same() -> None:
+    program = Program()
+    x = program.input(torch.arange(4))
+    graph = program.graph(*(program(aten.add.Tensor, x, number) for number in (1, 1.0, True)))
+    found = graphs_of(data_of({"captured": graph}))["captured"]
+    assert [value.dtype for value in found.to_module()(torch.arange(4))] == [torch.int64, torch.float32, torch.int64]
 
 
 def test_a_program_for_another_dtype() -> None:

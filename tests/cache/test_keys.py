@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,23 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 def test_the_model(name: str) -> None:
     assert digest(edited(CHANGES[name])) != digest()
     assert digest(edited(CHANGES[name])) == digest(edited(CHANGES[name]))
+
+
+def test_which_of_them_is_shared() -> None:
+    def shared(*parts: str) -> nn.Module:
+        model: Any = small()
+        model.one, model.two = (getattr(model, part).bias for part in parts)
+        return model  # type: ignore[no-any-return]
+
+    assert digest(shared("conv", "norm")) != digest(shared("norm", "conv"))
+
+
+def test_where_its_source_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = digest()
+    copied = tmp_path / "nets.py"
+    copied.write_bytes(Path(nets.__file__).read_bytes())
+    monkeypatch.setattr(nets, "__file__", str(copied))
+    assert digest() != before
 
 
 def test_the_class() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -66,6 +67,7 @@ def test_the_second_time_is_a_hit(cache: Path) -> None:
     first, second = eager(small()), eager(small())
     assert (is_hit(first), is_hit(second)) == (False, True)
     assert len(entries(cache)) == 1
+    assert gc.isenabled()
     for x in (X, torch.randn(5, 3, 6, 6)):
         assert torch.equal(first(x), second(x))
     assert str(first.graph_module.code) == str(second.graph_module.code)
@@ -349,14 +351,15 @@ print("hit" if "cache" in fast.report.time else "miss")
 
 
 def test_processes_share_programs(cache: Path, tmp_path: Path) -> None:
-    """Two that begin at once, with a script for the class, then one more, then one of an edited script."""
-    script = tmp_path / "script.py"
+    """Two that begin at once, then a third, and beside it one whose script has another class of that name."""
+    script, other = tmp_path / "script.py", tmp_path / "other.py"
     script.write_text(SCRIPT)
+    other.write_text(SCRIPT.replace(".relu()", ".tanh()"))
     root = Path(rewrite.__file__).parent.parent
 
-    def start(seed: int) -> subprocess.Popen[str]:
+    def start(path: Path, seed: int) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), str(seed)]
+        command = [sys.executable, str(path), str(seed)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def said(process: subprocess.Popen[str]) -> str:
@@ -364,9 +367,6 @@ def test_processes_share_programs(cache: Path, tmp_path: Path) -> None:
         assert process.returncode == 0, err
         return out.strip()
 
-    both = [start(1), start(2)]
-    assert "miss" in [said(process) for process in both]
+    assert "miss" in [said(process) for process in [start(script, 1), start(script, 2)]]
     assert len(entries(cache)) == 1
-    assert said(start(3)) == "hit"
-    script.write_text(SCRIPT.replace(".relu()", ".tanh()"))
-    assert said(start(4)) == "miss"
+    assert [said(process) for process in [start(script, 3), start(other, 4)]] == ["hit", "miss"]
