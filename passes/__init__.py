@@ -7,7 +7,8 @@
 - :mod:`passes.fold_constants`: what depends on weights alone, evaluated once
 
 Shared between them are :mod:`passes.affine`, a batch norm as an affine map, :mod:`passes.layout`, channels through
-permutations and reshapes, and :mod:`passes.memory`, what a caller sees of strides and storage.
+permutations and reshapes, :mod:`passes.obstruction`, what stands between a layer and what would be folded into it, and
+:mod:`passes.memory`, what a caller sees of strides and storage.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rewrite.ops import BatchNorm, Convolution, Linear, arguments, value
+from rewrite.provenance import called, module_class, module_path
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
@@ -25,26 +26,51 @@ Layer = Convolution | Linear
 
 def norm_refusal(graph: Graph, norm: BatchNorm) -> Refusal | None:
     """Why a batch norm is not a constant affine map of its input, or None where it is."""
+    if norm.mean is None or norm.var is None:
+        return Refusal("the norm keeps no running statistics", norm.node, "build it with track_running_stats=True")
     if norm.batch_statistics:
-        return Refusal("the norm uses batch statistics", norm.node,
-                       "call eval() on a norm that keeps running statistics")  # fmt: skip
-    for parameter in norm.operands:
-        if parameter is not norm.input and not graph.is_constant(parameter):
-            return Refusal("the norm's parameters depend on the input", parameter)
-    if not value(norm.node).dtype.is_floating_point or value(norm.node).dtype != value(norm.input).dtype:
-        return Refusal(f"the norm turns {value(norm.input).dtype} into {value(norm.node).dtype}", norm.node)
+        return Refusal("the norm uses batch statistics", norm.node, _evaluation(norm.node))
+    for name in ("weight", "bias", "mean", "var"):
+        parameter = getattr(norm, name)
+        if parameter is not None and not graph.is_constant(parameter):
+            return varying(graph, parameter, f"the norm's {name}")
+    given, made = value(norm.input).dtype, value(norm.node).dtype
+    if not made.is_floating_point or made != given:
+        return Refusal(f"the norm turns {given} into {made}", norm.node, "convert its input before the layer")
     return None
+
+
+def _evaluation(node: Node) -> str:
+    """How to make a norm use its running statistics: one that is a module, or a call of the function."""
+    if "norm" not in module_class(node).rpartition(".")[2].lower():
+        return f"pass training=False to {called(node)}"
+    return f"call eval() on '{module_path(node)}'" if module_path(node) else "call eval() on the model"
+
+
+def varying(graph: Graph, parameter: Node, what: str) -> Refusal:
+    """Why a parameter is not constant, from where its first varying operand comes from."""
+    cause = parameter
+    while (operand := next((arg for arg in cause.all_input_nodes if not graph.is_constant(arg)), None)) is not None:
+        cause = operand
+    if cause.op == "placeholder":
+        remedy = f"compute it from parameters, not from {called(cause)}"
+        return Refusal(f"{what} depends on the input", parameter, remedy)
+    if cause.op == "get_attr":
+        return Refusal(f"{what} depends on what the call writes", parameter,
+                       f"leave {called(cause)} unwritten, as eval() does for what is written in training")  # fmt: skip
+    return Refusal(f"{what} depends on what is not known to be the same at each call", cause,
+                   f"compute it without {called(cause)}, or call eval() where this is noise of training")  # fmt: skip
 
 
 def layer_refusal(graph: Graph, layer: Layer) -> Refusal | None:
     """Why the weights of a layer cannot be changed, or None where they can."""
-    for name in ("weight", "bias"):
+    for name, what in (("weight", "the kernel"), ("bias", "the bias")):
         parameter = getattr(layer, name)
         if parameter is not None and not graph.is_constant(parameter):
-            return Refusal("the kernel depends on the input" if name == "weight" else "the bias depends on the input",
-                           parameter)  # fmt: skip
+            return varying(graph, parameter, what)
     if not value(layer.node).dtype.is_floating_point:
-        return Refusal(f"its values are {value(layer.node).dtype}", layer.node)
+        return Refusal(f"its values are {value(layer.node).dtype}", layer.node,
+                       "compute in a floating dtype, with real and imaginary parts as channels")  # fmt: skip
     if isinstance(layer, Convolution) and not layer.batched:
         return Refusal("the convolution's input has no batch dimension", layer.node, "add one with unsqueeze(0)")
     return None

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes import affine, layout
-from rewrite.ops import BatchNorm, Convolution, Linear, value, view, view_as
+from passes.obstruction import is_layer, obstruction
+from rewrite.ops import BatchNorm, Concatenation, Convolution, Linear, value, view, view_as
 from rewrite.pipeline import Pass
-from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
+from rewrite.provenance import function_name
+from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule, read_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,6 +36,8 @@ class FoldBatchNormAfter(Rule):
     """
 
     fidelity = Fidelity.ELEMENTWISE
+    starts = "a batch norm"
+    keeps = (Convolution, Linear)
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each batch norm among ``dirty``."""
@@ -44,19 +48,32 @@ class FoldBatchNormAfter(Rule):
 
     def _look(self, graph: Graph, norm: BatchNorm) -> Match | Miss:
         refusal = affine.norm_refusal(graph, norm)
-        if refusal is not None:
-            return Miss(self.name, norm.node, refusal, 1)
         source, between, channels = layout.below(norm.input, 1)
         layer = view(source)
         if not isinstance(layer, (Convolution, Linear)):
-            return Miss(self.name, norm.node, Refusal("it follows neither a convolution nor a linear layer", source), 1)
-        refusal = affine.layer_refusal(graph, layer)
+            return self._without_layer(graph, norm, refusal, source)
+        refusal = refusal or affine.layer_refusal(graph, layer)
         if refusal is None and channels != affine.channel_axis(layer):
-            refusal = Refusal(f"the norm's channels, {_channels_of(norm)}, are not those of the layer", source)
+            refusal = Refusal(f"the norm's channels, {_channels_of(norm)}, are not those of the layer", source,
+                              "transpose between the two, so that the norm finds them in dimension 1")  # fmt: skip
+        nodes = (source, *between, *norm.nodes)
         if refusal is not None:
-            return Miss(self.name, norm.node, refusal, 2)
-        captures = {"norm": norm, "layer": layer, "layout": between}
-        return Match(self, (source, *between, *norm.nodes), (norm.node,), captures)
+            return Miss(self.name, norm.node, refusal, nodes)
+        return Match(self, nodes, (norm.node,), {"norm": norm, "layer": layer, "layout": between})
+
+    def _without_layer(self, graph: Graph, norm: BatchNorm, refusal: Refusal | None, source: Node) -> Miss:
+        found = obstruction(graph, norm.input)
+        if found is not None:
+            refusal = refusal or found.refusal("the norm", "apply the norm")
+            return Miss(self.name, norm.node, refusal, (found.layer.node, *norm.nodes))
+        parts = view_as(source, Concatenation)
+        if parts is not None and parts.dim == 1 and all(map(is_layer, parts.inputs)):
+            refusal = refusal or Refusal(f"{function_name(source)} stands between the layers and the norm", source,
+                                         "give each of them a norm of its own")  # fmt: skip
+            return Miss(self.name, norm.node, refusal, (*parts.inputs, *norm.nodes))
+        neither = Refusal("it follows neither a convolution nor a linear layer", source,
+                          "put it right behind a convolution or a linear layer")  # fmt: skip
+        return Miss(self.name, norm.node, refusal or neither, norm.nodes)
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The layer with scaled weights, then the layout operators."""
@@ -79,6 +96,8 @@ class FoldBatchNormBefore(Rule):
     """
 
     fidelity = Fidelity.ELEMENTWISE
+    starts = "a batch norm that a convolution or a linear layer reads"
+    keeps = (Convolution, Linear)
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each batch norm among ``dirty`` that a convolution or linear layer reads."""
@@ -92,9 +111,10 @@ class FoldBatchNormBefore(Rule):
 
     def _look(self, graph: Graph, norm: BatchNorm, layer: Convolution | Linear) -> Match | Miss:
         refusal = affine.norm_refusal(graph, norm) or affine.layer_refusal(graph, layer) or _input_refusal(norm, layer)
+        nodes = (*norm.nodes, layer.node)
         if refusal is not None:
-            return Miss(self.name, norm.node, refusal, 2)
-        return Match(self, (*norm.nodes, layer.node), (layer.node,), {"norm": norm, "layer": layer})
+            return Miss(self.name, norm.node, refusal, nodes)
+        return Match(self, nodes, (layer.node,), {"norm": norm, "layer": layer})
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The layer over the norm's input."""
@@ -128,15 +148,17 @@ def _input_refusal(norm: BatchNorm, layer: Convolution | Linear) -> Refusal | No
     """Why the input channels of a layer are not those of the norm, everywhere."""
     other = next((reader for reader in norm.node.users if reader is not layer.node), None)
     if other is not None:
-        return Refusal("the norm is also read elsewhere", other)
+        return read_elsewhere(norm.node, other)
     if isinstance(layer, Linear):
         if value(norm.node).dim() == 2:
             return None
-        return Refusal(f"the norm's channels, {_channels_of(norm)}, are not those of the layer", layer.node)
+        return Refusal(f"the norm's channels, {_channels_of(norm)}, are not those of the layer", layer.node,
+                       "flatten both to [N, C], with all other dimensions in N")  # fmt: skip
     if layer.transposed:
-        return Refusal("the convolution is transposed", layer.node)
+        return Refusal("the convolution is transposed", layer.node, "put the norm right behind it")
     if any(amount for pair in layer.padding for amount in pair):
-        return Refusal("the convolution pads with zeros after the norm, which the norm would have moved", layer.node)
+        return Refusal("the convolution pads with zeros after the norm, which the norm would have moved", layer.node,
+                       "set padding=0, or put the norm right behind it")  # fmt: skip
     return None
 
 

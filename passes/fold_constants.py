@@ -44,6 +44,8 @@ class FoldConstants(Rule):
 
     fidelity = Fidelity.ELEMENTWISE
     radius = 1
+    starts = "a value that depends on weights alone"
+    keeps = ()
 
     growth: float = 16.0
     floor: float = 16.0
@@ -55,7 +57,7 @@ class FoldConstants(Rule):
                 continue
             obstacle = self._obstacle(graph, node)
             if obstacle is not None:
-                yield Miss(self.name, node, obstacle, 1)
+                yield Miss(self.name, node, obstacle, _cone(graph, node))
             elif is_tensor(node):
                 yield Match(self, _cone(graph, node), (node,))
 
@@ -75,7 +77,8 @@ class FoldConstants(Rule):
         if not is_tensor(node):
             return None
         if is_returned(node):
-            return Refusal("the model returns it, a fresh tensor at each call, and a folded one would be shared", node)
+            return Refusal("the model returns it, a fresh tensor at each call, and a folded one would be shared", node,
+                           "keep it in a buffer, and return a clone of that")  # fmt: skip
         size = _bytes(value(node))
         if size <= self.floor * MIB:
             return None

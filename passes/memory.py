@@ -10,6 +10,7 @@ from rewrite import compat
 from rewrite.aliases import alias_sources, roots
 from rewrite.graph import fake_call
 from rewrite.ops import Reshape, value, view_as
+from rewrite.provenance import called
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
@@ -52,16 +53,20 @@ def is_returned(node: Node) -> bool:
 def sharing_refusal(source: Node, node: Node) -> Refusal | None:
     """Why ``node``, a copy or a view of ``source``, may not become ``source`` itself: a caller would notice."""
     if source.op != "call_function" and any(user.op == "output" for user in node.users):
-        return Refusal("the model returns a tensor of its own, which would become its input or weight itself", source)
+        return Refusal("the model returns a tensor of its own, which would become its input or weight itself", source,
+                       f"return {called(source)} itself where callers may have it")  # fmt: skip
     if source in alias_sources(node) or not is_returned(node):
         return None
     for root in roots(source):
         if root.op == "placeholder":
-            return Refusal("the model returns a copy, which would become a view of its input", root)
+            return Refusal("the model returns a copy, which would become a view of its input", root,
+                           f"leave {called(node)} out where callers may have a view of it")  # fmt: skip
         if root.op == "get_attr":
-            return Refusal("the model returns a copy, which would become a view of a weight", root)
+            return Refusal("the model returns a copy, which would become a view of a weight", root,
+                           f"leave {called(node)} out where callers may have a view of it")  # fmt: skip
         if is_returned(root):
-            return Refusal("the model returns both the copy and the original, which would share memory", root)
+            return Refusal("the model returns both the copy and the original, which would share memory", root,
+                           "return one of the two, once")  # fmt: skip
     return None
 
 
@@ -76,18 +81,24 @@ def layout_refusal(
     if requested is not None:
         for reader in readers(node):
             if reader.op == "output":
-                return Refusal("the model returns a value in a layout that it asks for", node)
+                return Refusal("the model returns a value in a layout that it asks for", node,
+                               f"leave the memory format out of {called(node)}")  # fmt: skip
             if _reads_strides(reader):
-                return Refusal("asks for a layout on which another operator depends", reader)
+                return Refusal("asks for a layout on which another operator depends", reader,
+                               f"call {called(reader)} on what does not depend on strides")  # fmt: skip
     if same_strides(source, node):
         return None
     for user in node.users:
         reshape = view_as(user, Reshape)
         if reshape is None:
-            return Refusal("the copy changes the strides that another operator reads", user)
+            return Refusal("the copy changes the strides that another operator reads", user, _drop(node))
         if not _reshapes_alike(graph, source, user):
-            return Refusal("without the copy a reshape would have other strides", user)
+            return Refusal("without the copy a reshape would have other strides", user, _drop(node))
     return None
+
+
+def _drop(node: Node) -> str:
+    return f"leave {called(node)} out of the model, where rounding may be that of other strides"
 
 
 def _reads_strides(node: Node) -> bool:

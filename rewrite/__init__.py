@@ -6,8 +6,10 @@
     print(fast.report)
     print(fast.report.diff("reparameterize"))
 
-``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters. To write
-a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
+``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
+``explain`` says why rules do not match in a model, and what would make them. ``bisect`` finds the one rewrite that
+makes a difference, and a :class:`Plan` makes the rewrites of a run again. To write a rule, see :class:`Rule` and
+:mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -21,35 +23,39 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import load, optimize, transform
+    from rewrite.api import Bisection, bisect, explain, load, optimize, transform
     from rewrite.errors import (
         ArtifactError,
         CaptureError,
         CycleError,
         InputError,
         PipelineError,
+        PlanError,
         RewriteError,
         RuleError,
         VerificationError,
     )
     from rewrite.pipeline import Pass, Pipeline
+    from rewrite.plan import Plan
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 _HOMES = {
-    "load": "rewrite.api", "optimize": "rewrite.api", "transform": "rewrite.api",
+    "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
+    "explain": "rewrite.api", "load": "rewrite.api",
     "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "CaptureError": "rewrite.errors",
     "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
-    "VerificationError": "rewrite.errors",
+    "VerificationError": "rewrite.errors", "PlanError": "rewrite.errors",
     "Pass": "rewrite.pipeline", "Pipeline": "rewrite.pipeline",
+    "Plan": "rewrite.plan",
     "Fidelity": "rewrite.rule", "Match": "rewrite.rule", "Miss": "rewrite.rule", "Refusal": "rewrite.rule",
     "Rule": "rewrite.rule",
 }  # fmt: skip
 
 __all__ = [
-    "ArtifactError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline",
-    "PipelineError", "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError", "__version__", "load",
-    "optimize", "transform",
+    "ArtifactError", "Bisection", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass",
+    "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
+    "VerificationError", "__version__", "bisect", "explain", "load", "optimize", "transform",
 ]  # fmt: skip
 
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
-    from rewrite.driver import Listener
     from rewrite.dynamo import Lifted
     from rewrite.graph import Graph
+    from rewrite.listener import Listener
     from rewrite.lowering import Lowering
     from rewrite.recipe import Verify
     from rewrite.verdict import Verdict
@@ -221,6 +221,9 @@ def _split(options: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
     """The options that are ours, and those of Inductor."""
     names = {spec.name for spec in fields(Options)}
     own = {name: options.pop(name) for name in list(options) if name in names}
+    if options.get("freezing"):
+        raise InputError("options={'freezing': True} bakes weights in, which are run-time arguments here; "
+                         "use rewrite.optimize, which bakes them in and notices when they change")  # fmt: skip
     known = compat.inductor_options() if options else ()
     for name in options:
         if name.replace("-", "_") not in known:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rewrite.cost import count
+from rewrite.errors import PlanError
 from rewrite.events import emit
-from rewrite.report import Report
-from rewrite.result import Program
 from rewrite.result.modes import uncollected
 from rewrite.result.reading import constants_of
 from rewrite.revival import revive
+from rewrite.rewriting import Rewriting
 from rewrite.trace import capture, check_model, method_of, unwrap
 from rewrite.verify import sample_of, verify_whole
-from rewrite.versions import versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from rewrite.cache.store import Entry
     from rewrite.graph import Graph
     from rewrite.recipe import Recipe, Settings
+    from rewrite.result import Program
+    from rewrite.trace import Capture
 
 _RESTORED = "restored from the cache: the matches were verified when it was made, the whole model again"
 
@@ -31,6 +32,9 @@ _RESTORED = "restored from the cache: the matches were verified when it was made
 @dataclass(frozen=True)
 class Compiler:
     """Captures, rewrites and verifies one model for one example call; called again for every new static signature.
+
+    The first program has to be that of the recipe's plan, if it has one. Later ones, for which the plan is not, are
+    searched.
 
     Args:
         model: the module, wrapped or not.
@@ -46,6 +50,7 @@ class Compiler:
     recipe: Recipe
     training: bool = False
     cache: ProgramCache | None = None
+    _begun: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", unwrap(self.model))
@@ -56,6 +61,7 @@ class Compiler:
 
         Raises:
             InputError, CaptureError: the call, or what the model does with it.
+            PlanError: the plan is not for the first program.
             VerificationError: the program as a whole is not equal to the model.
         """
         started = time.perf_counter()
@@ -94,29 +100,28 @@ class Compiler:
         name = type(captured.model).__name__
         emit("captured", f"{name}: captured in {captured.seconds:.2f} s", model=name, seconds=captured.seconds,
              batch=captured.batch, notes=list(captured.notes))  # fmt: skip
-        original, graph = captured.graph.copy(), captured.graph
-        started = time.perf_counter()
-        records = self.recipe.apply(graph)
-        seconds = time.perf_counter() - started
+        rewriting = self._rewriting(captured)
         verdict = None
         if self.recipe.verify != "off":
-            verdict = verify_whole(captured.model, original, graph, args, kwargs)
-        match_seconds = sum(record.verify_seconds for record in records)
-        split = {
-            "capture": captured.seconds,
-            "passes": seconds - match_seconds,
-            "verification": match_seconds + (verdict.seconds if verdict else 0.0),
-        }
-        report = Report(
-            name, str(self.recipe.pipeline), records, count(original), count(graph), verdict,
-            split, captured.notes, versions(),
-        )  # fmt: skip
-        program = Program(graph, report, self.recipe.value_rules(records), captured.one_row, split)
+            verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
+        self._begun.set()
+        program = rewriting.program(verdict)
         if self.training:  # the parameters are the model's, so there is nothing to save
             return program
+        original = captured.graph
         sample = sample_of(original, captured.flat_inputs)
         original.weights = constants_of(captured.model, original)
         return replace(program, captured=_slim(original), sample=sample, settings=self._settings())
+
+    def _rewriting(self, captured: Capture) -> Rewriting:
+        try:
+            return Rewriting.of(captured, self.recipe)
+        except PlanError as error:
+            if not self._begun.is_set():
+                raise
+            emit("plan-left", f"this program is searched: {error}")
+        searched = Rewriting.of(captured, replace(self.recipe, plan=None))
+        return searched.noting("the plan is not for this program, which was searched with the plan's pipeline")
 
 
 def _slim(graph: Graph) -> Graph:

@@ -63,7 +63,7 @@ def count(graph: Graph) -> Counts:
             weight_bearing=int(not constant and any(argument in bearing for argument in _read(node))),
             operators=1,
             flops=flops(node, sizes),
-            activation_bytes=0 if constant else _written(node, sizes),
+            activation_bytes=0 if constant else written_bytes(node, sizes),
         )
     return total
 
@@ -114,18 +114,20 @@ def _weight_values(graph: Graph) -> set[Node]:
     return found
 
 
-def _written(node: Node, sizes: Sizes) -> int:
+def written_bytes(node: Node, sizes: Sizes) -> int:
+    """The bytes that an operator writes; a view, and a reshape that needs no copy, writes none."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload) and target.is_view:
         found = view(node)
         if isinstance(found, Reshape):
-            return 0 if _views(node, sizes) else _bytes(node, sizes)
+            return 0 if _views(node, sizes) else tensor_bytes(node, sizes)
         if not isinstance(found, Cast) or value(found.input).dtype == found.dtype:
             return 0
-    return _bytes(node, sizes)
+    return tensor_bytes(node, sizes)
 
 
-def _bytes(node: Node, sizes: Sizes) -> int:
+def tensor_bytes(node: Node, sizes: Sizes) -> int:
+    """The bytes of the tensors that a node gives."""
     return sum(sizes.elements(tensor) * tensor.dtype.itemsize for tensor in tensors(node))
 
 

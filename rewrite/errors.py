@@ -38,5 +38,9 @@ class ArtifactError(RewriteError):
     """A result cannot be saved, or a file cannot be loaded; nothing was changed."""
 
 
+class PlanError(RewriteError):
+    """A plan cannot be read, or is not for this program."""
+
+
 class GraphError(RewriteError):
     """An invariant of the graph is broken. Always a defect of a rule or of this project."""

@@ -39,7 +39,7 @@ def call(node: Node, args: Any, kwargs: Any, double: bool = False) -> Any:
     target: Any = node.target
     if double:
         args, kwargs = compat.tree_map(_lift_argument, (args, dict(kwargs)))
-        if _creates_floats(node):
+        if creates_floats(node):
             kwargs["dtype"] = lift_dtype(node.meta["val"].dtype)
     return target(*args, **kwargs)
 
@@ -48,7 +48,8 @@ def _lift_argument(argument: Any) -> Any:
     return lift_dtype(argument) if isinstance(argument, torch.dtype) else lift(argument)
 
 
-def _creates_floats(node: Node) -> bool:
+def creates_floats(node: Node) -> bool:
+    """Whether an operator makes a floating tensor of a dtype that can be chosen, from no tensor."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or any(_is_tensor(arg) for arg in node.all_input_nodes):
         return False

@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rewrite.driver import Listener
+from rewrite.listener import Listener
 from rewrite.pipeline import step_text
 from rewrite.provenance import describe, location, module_path
 from rewrite.verdict import Verdict
@@ -94,6 +94,7 @@ class Decisions(Listener):
             culprit = miss.refusal.culprit
             emit("miss", f"{miss}", logging.DEBUG, rule=miss.rule, node=miss.anchor.name, reason=miss.refusal.reason,
                  culprit="" if culprit is None else culprit.name, remedy=miss.refusal.remedy,
+                 matched=[node.name for node in miss.matched],
                  module=module_path(miss.anchor), source=str(location(miss.anchor) or ""))  # fmt: skip
 
     def committed(self, commit: Commit) -> None:
@@ -107,7 +108,8 @@ class Decisions(Listener):
     def rejected(self, rejection: Rejection) -> None:
         """Log a rejected match."""
         text = f"{rejection.rule} is rejected at {rejection.module} ({rejection.source}): {rejection.reason}"
-        emit("rejection", text, logging.INFO, **asdict(rejection))
+        emit("rejection", text, logging.INFO, step=rejection.step, rule=rejection.rule, node=rejection.node,
+             module=rejection.module, source=rejection.source, reason=rejection.reason)  # fmt: skip
 
     def step_finished(self, record: StepRecord, graph: Graph) -> None:
         """Log the end of a step."""

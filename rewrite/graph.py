@@ -326,5 +326,8 @@ def _constant_here(node: Node) -> bool:
         return isinstance(node.meta.get("val"), Tensor)
     if node.op != "call_function" or not is_pure(node):
         return False
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):  # by far the most
+        return True
     return all(isinstance(leaf, (Tensor, int, float, bool, complex)) and not isinstance(leaf, torch.SymInt)
-               for leaf in compat.tree_flatten(node.meta.get("val"))[0] if leaf is not None)  # fmt: skip
+               for leaf in compat.tree_flatten(value)[0] if leaf is not None)  # fmt: skip

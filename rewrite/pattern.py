@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from rewrite.between import between
 from rewrite.errors import RuleError
 from rewrite.names import nearest
-from rewrite.ops import Product, Sum, View, arguments, view
+from rewrite.ops import Product, Sum, View, arguments, is_tensor, view
 from rewrite.printer import target_text
+from rewrite.provenance import called
 from rewrite.rule import Match, Miss, Refusal
 
 if TYPE_CHECKING:
@@ -31,15 +33,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class _State:
+    graph: Graph
     captures: dict[str, Any] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     failure: Refusal | None = None
-    reached: int = 0
+    reached: tuple[Node, ...] = ()
 
-    def fail(self, reason: str, culprit: Node | None) -> bool:
+    def fail(self, reason: str, culprit: Node | None, remedy: str) -> bool:
         """Remember the failure that came furthest."""
-        if self.failure is None or len(self.nodes) >= self.reached:
-            self.failure, self.reached = Refusal(reason, culprit), len(self.nodes)
+        if self.failure is None or len(self.nodes) >= len(self.reached):
+            self.failure, self.reached = Refusal(reason, culprit, remedy), tuple(self.nodes)
         return False
 
     def mark(self) -> tuple[dict[str, Any], int]:
@@ -51,15 +54,15 @@ class _State:
 
 
 class Pattern:
-    """Base of all patterns."""
+    """Base of all patterns. ``str(pattern)`` says in words what it asks for at its anchor."""
 
     def search(self, rule: Rule, graph: Graph, node: Node) -> Match | Miss | None:
         """The match anchored at a node; a miss where at least the anchor matched; None where nothing did."""
-        state = _State()
+        state = _State(graph)
         if self._match(node, state):
             ordered = sorted(set(state.nodes))
             return Match(rule, tuple(ordered), (node,), state.captures)
-        if state.reached == 0 or state.failure is None:
+        if not state.reached or state.failure is None:
             return None
         return Miss(rule.name, node, state.failure, state.reached)
 
@@ -78,11 +81,15 @@ class Var(Pattern):
     def _match(self, value: Any, state: _State) -> bool:
         culprit = value if isinstance(value, Node) else None
         if self.where is not None and not self.where(value):
-            return state.fail(f"expected {self.what or self.name}", culprit)
+            return state.fail(f"expected {self}", culprit, f"pass {self}")
         if self.name in state.captures and not _same(state.captures[self.name], value):
-            return state.fail(f"'{self.name}' would have to be two different values", culprit)
+            remedy = f"use one value in both places of '{self.name}'"
+            return state.fail(f"'{self.name}' would have to be two different values", culprit, remedy)
         state.captures[self.name] = value
         return True
+
+    def __str__(self) -> str:
+        return self.what or self.name
 
 
 class Op(Pattern):
@@ -103,15 +110,37 @@ class Op(Pattern):
     def _match(self, value: Any, state: _State) -> bool:
         found = view(value)
         if not isinstance(found, self.kinds):
-            wanted = " or ".join(kind.__name__ for kind in self.kinds)
-            if isinstance(value, Node):
-                return state.fail(f"expected {wanted}, found {_called(value)}", value)
-            return state.fail(f"expected {wanted}, found {value}", None)
+            return _unlike(str(self), value, lambda node: isinstance(view(node), self.kinds), state)
         if self.name in state.captures and state.captures[self.name] != found:
-            return state.fail(f"'{self.name}' would have to be two different nodes", found.node)
+            return _two_nodes(self.name, found.node, state)
         state.nodes.extend(found.nodes)
         state.captures.update({self.name: found} if self.name else {})
-        return _match_fields(self.fields, lambda field: getattr(found, field), found.node, state)
+        mark = state.mark()
+        if _match_fields(self.fields, lambda field: getattr(found, field), found.node, state):
+            return True
+        if isinstance(found, Product) and not found.divided and all(map(is_tensor, (found.left, found.right))):
+            state.back_to(mark)
+            swapped = Product(found.node, found.right, found.left)
+            if _match_fields(self.fields, lambda field: getattr(swapped, field), found.node, state):
+                state.fail("the factors stand the other way round", found.node, f"swap those of {called(found.node)}")
+        return False
+
+    def __str__(self) -> str:
+        return " or ".join(kind.__name__ for kind in self.kinds)
+
+
+def _unlike(wanted: str, value: Any, fits: Callable[[Node], bool], state: _State) -> bool:
+    """Fail where another operator was asked for; one that stands right before it is told to move."""
+    if not isinstance(value, Node):
+        return state.fail(f"expected {wanted}, found {value}", None, f"pass the result of {wanted}")
+    found = between(state.graph, value, fits)
+    remedy = f"take {called(found[1][0])} out from between" if found else f"put {wanted} in its place"
+    return state.fail(f"expected {wanted}, found {_called(value)}", value, remedy)
+
+
+def _two_nodes(name: str, node: Node, state: _State) -> bool:
+    remedy = f"compute both places of '{name}' by one call"
+    return state.fail(f"'{name}' would have to be two different nodes", node, remedy)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -145,13 +174,15 @@ class Call(Pattern):
 
     def _match(self, value: Any, state: _State) -> bool:
         if not isinstance(value, Node) or value.target is not self.target:
-            found = _called(value) if isinstance(value, Node) else value
-            return state.fail(f"expected {self.target}, found {found}", value if isinstance(value, Node) else None)
+            return _unlike(str(self), value, lambda node: node.target is self.target, state)
         if self.name in state.captures and state.captures[self.name] is not value:
-            return state.fail(f"'{self.name}' would have to be two different nodes", value)
+            return _two_nodes(self.name, value, state)
         state.nodes.append(value)
         state.captures.update({self.name: value} if self.name else {})
         return _match_fields(self.fields, arguments(value).__getitem__, value, state)
+
+    def __str__(self) -> str:
+        return str(self.target)
 
 
 def _match_fields(fields: dict[str, Any], read: Callable[[str], Any], node: Node, state: _State) -> bool:
@@ -162,7 +193,7 @@ def _match_fields(fields: dict[str, Any], read: Callable[[str], Any], node: Node
             if not wanted._match(actual, state):
                 return False
         elif actual != wanted:
-            return state.fail(f"{name} is {actual}, not {wanted}", node)
+            return state.fail(f"{name} is {actual}, not {wanted}", node, f"set {name}={wanted}")
     return True
 
 
@@ -180,6 +211,9 @@ class Either(Pattern):
             state.back_to(mark)
         return False
 
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.patterns))
+
 
 class SumOf(Pattern):
     """An add-tree whose terms match the given patterns, in any order, each with coefficient one.
@@ -195,11 +229,12 @@ class SumOf(Pattern):
     def _match(self, value: Any, state: _State) -> bool:
         found = view(value)
         if not isinstance(found, Sum):
-            return state.fail("expected a sum", value if isinstance(value, Node) else None)
+            return state.fail("expected a sum", value if isinstance(value, Node) else None, "put a sum in its place")
         terms, inner = found.flatten()
         state.nodes.extend(inner)
-        if len(terms) < len(self.patterns) or (len(terms) > len(self.patterns) and not self.rest):
-            return state.fail(f"the sum has {len(terms)} terms, not {len(self.patterns)}", found.node)
+        count = len(self.patterns)
+        if len(terms) < count or (len(terms) > count and not self.rest):
+            return state.fail(f"the sum has {len(terms)} terms, not {count}", found.node, f"add up {count} terms")
         return self._assign(list(terms), 0, state)
 
     def _assign(self, terms: list[Any], index: int, state: _State) -> bool:
@@ -211,13 +246,17 @@ class SumOf(Pattern):
         for i, term in enumerate(terms):
             if term.node is None or term.coefficient != 1:
                 shown = term.coefficient if term.node is None else f"{term.coefficient} * {term.node.name}"
-                state.fail(f"the term {shown} is not a value with coefficient one", term.node)
+                remedy = "add a tensor without a factor"
+                state.fail(f"the term {shown} is not a value with coefficient one", term.node, remedy)
                 continue
             rest = terms[:i] + terms[i + 1 :]
             if self.patterns[index]._match(term.node, state) and self._assign(rest, index + 1, state):
                 return True
             state.back_to(mark)
         return False
+
+    def __str__(self) -> str:
+        return "a sum"
 
 
 class ProductOf(Pattern):
@@ -229,7 +268,8 @@ class ProductOf(Pattern):
     def _match(self, value: Any, state: _State) -> bool:
         found = view(value)
         if not isinstance(found, Product) or found.divided:
-            return state.fail("expected a product", value if isinstance(value, Node) else None)
+            remedy = "multiply by the reciprocal" if isinstance(found, Product) else "put a product in its place"
+            return state.fail("expected a product", value if isinstance(value, Node) else None, remedy)
         state.nodes.append(found.node)
         mark = state.mark()
         for left, right in ((found.left, found.right), (found.right, found.left)):
@@ -237,3 +277,6 @@ class ProductOf(Pattern):
                 return True
             state.back_to(mark)
         return False
+
+    def __str__(self) -> str:
+        return "a product"

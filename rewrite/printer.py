@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 from torch.fx import Node
 
-from rewrite import compat
 from rewrite.provenance import location, module_path, origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rewrite.graph import Graph
 
 WEIGHTS_ONLY = "weights only"
 """What :func:`line` says of the weight algebra of rules: it does not depend on the inputs of a call."""
@@ -58,8 +61,9 @@ def line(node: Node, source: bool = True) -> str:
     parts = [argument_text(argument) for argument in node.args]
     parts += [f"{key}={argument_text(argument)}" for key, argument in node.kwargs.items()]
     text = f"{node.name}: {type_text(node.meta.get('val'))} = {target_text(node)}({', '.join(parts)})"
-    if node.op == "placeholder":
-        text = f"{node.name}: {type_text(node.meta.get('val'))} = input"
+    if node.op in ("placeholder", "get_attr"):
+        kind = "input" if node.op == "placeholder" else "weight"
+        text = f"{argument_text(node)}: {type_text(node.meta.get('val'))} = {kind}"
     if node.op == "output":
         text = f"return {argument_text(node.args[0])}"
     if not source:
@@ -78,17 +82,30 @@ def program(nodes: Iterable[Node], source: bool = True) -> list[str]:
     return [line(node, source) for node in nodes if node.op != "get_attr"]
 
 
-def fingerprint(nodes: Iterable[Node]) -> int:
-    """A hash of a program that does not depend on node names: equal for equal operators on equal operands."""
+def fingerprint(nodes: Iterable[Node]) -> str:
+    """A digest of a program that does not depend on node names: equal for equal operators on equal operands.
+
+    It is the same in every process.
+    """
     number: dict[Node, int] = {}
-    items: list[Any] = []
-
-    def text(argument: Any) -> Any:
-        return number[argument] if isinstance(argument, Node) else str(argument)
-
+    hashed = hashlib.sha256()
     for node in nodes:
-        leaves, spec = compat.tree_flatten((node.args, node.kwargs))
-        name = str(node.target) if node.op != "placeholder" else ""
-        items.append((node.op, name, str(spec), tuple(text(leaf) for leaf in leaves)))
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda operand: f"%{number[operand]}")
+        target = "" if node.op == "placeholder" else _identity(node.target)
+        hashed.update(f"{node.op} {target} {args!r} {kwargs!r}\n".encode())
         number[node] = len(number)
-    return hash(tuple(items))
+    return hashed.hexdigest()
+
+
+def _identity(target: Any) -> str:
+    """What tells operators apart in every process; the text of a Python function holds an address."""
+    if isinstance(target, (str, torch._ops.OpOverload)):
+        return str(target)
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+
+
+def digest(graph: Graph) -> str:
+    """The fingerprint of a whole graph with the dtypes and sizes of its inputs and weights, and what it writes."""
+    leaves = [type_text(node.meta.get("val")) for node in graph.nodes if node.op in ("placeholder", "get_attr")]
+    written = [f"{mutation.kind} {mutation.target}" for mutation in graph.signature.mutations]
+    return hashlib.sha256("\n".join((fingerprint(graph.nodes), *leaves, *written)).encode()).hexdigest()

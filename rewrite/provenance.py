@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -68,18 +69,21 @@ def module_path(node: Node) -> str:
 
 
 def module_class(node: Node) -> str:
-    """The class of the module that the node was called in, as tracing names it, '' where it is not known."""
+    """The class of that module, with the Python module that defines it; '' where it is not recorded."""
     stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    kind = list(stack.values())[-1][1]
-    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return str(list(stack.values())[-1][1]) if stack else ""
 
 
 def location(node: Node) -> Location | None:
     """The innermost line of the user's code in the node's stack, outside torch and this project."""
     trace = node.meta.get("stack_trace")
     return _parse(trace) if trace else None
+
+
+def place(node: Node) -> tuple[str, str, str]:
+    """Where a node comes from, as records keep it: module path, ``file:line`` and the line itself, '' where unknown."""
+    source = location(node)
+    return module_path(node), str(source or ""), source.text if source else ""
 
 
 @lru_cache(maxsize=4096)
@@ -101,6 +105,26 @@ def entry(node: Node) -> Location | None:
     """The outermost line of the user's code in the node's stack: where the program was called into."""
     trace = node.meta.get("stack_trace")
     return next(_frames(trace), None) if trace else None
+
+
+def called(node: Node) -> str:
+    """A node in the words of its user: ``relu in 'stages.0.act'``, ``relu (net.py:41)``, ``input 'x'``."""
+    if node.op != "call_function":
+        kinds = {"placeholder": f"input '{node.target}'", "get_attr": f"'{node.target}'"}
+        return kinds.get(node.op, "the model's result")
+    path, where = module_path(node), location(node)
+    name = function_name(node)
+    return f"{name} in '{path}'" if path else f"{name} ({where})" if where else name
+
+
+def function_name(node: Node) -> str:
+    """The function that the user called, as far as it is recorded: ``batch_norm``, ``relu``, ``float``."""
+    recorded = node.meta.get("torch_fn")
+    if recorded:
+        return str(recorded[1]).rpartition(".")[2]
+    source: Any = node.args[0] if node.target is operator.getitem else node
+    name = getattr(source.target, "_opname", None) or getattr(source.target, "__name__", None)
+    return str(name or source.target).strip("_")
 
 
 def describe(node: Node) -> str:

@@ -9,11 +9,15 @@ from rewrite.driver import Driver
 from rewrite.errors import InputError
 from rewrite.events import Decisions
 from rewrite.pipeline import Pipeline, rules_of
+from rewrite.replay import Replay
+from rewrite.search import search
 from rewrite.verify import MatchVerifier
 
 if TYPE_CHECKING:
-    from rewrite.driver import Listener, StepRecord
+    from rewrite.driver import StepRecord
     from rewrite.graph import Graph
+    from rewrite.listener import Listener
+    from rewrite.plan import Plan
 
 Verify = Literal["off", "default", "thorough"]
 
@@ -45,6 +49,7 @@ class Recipe:
         verify: how much each match is checked.
         fuel: at most so many rewrites; None for no limit.
         listeners: hear every match, miss and rewrite.
+        plan: make the rewrites of this plan, of the same pipeline and exclusions, instead of searching.
 
     Raises:
         InputError: an unknown level of verification, or a fuel that is no count.
@@ -55,6 +60,7 @@ class Recipe:
     verify: Verify = "default"
     fuel: int | None = None
     listeners: tuple[Listener, ...] = ()
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         if self.verify not in ("off", "default", "thorough"):
@@ -71,11 +77,16 @@ class Recipe:
 
         Raises:
             CycleError: rules undo each other.
+            PlanError: the plan is not for this graph.
             GraphError: a rule broke the graph.
         """
         verifier = None if self.verify == "off" else MatchVerifier(self.verify)
         listeners = (Decisions(), *self.listeners)
-        records = Driver(graph, verifier, listeners, self.fuel, self.exclude).run(self.pipeline)
+        replay = None if self.plan is None else Replay(self.plan, graph)
+        driver = Driver(graph, verifier, listeners, self.fuel, self.exclude, replay or search)
+        records = driver.run(self.pipeline)
+        if replay is not None and self.fuel is None:
+            replay.finish()
         graph.check()
         graph.prune()
         return records

@@ -77,7 +77,7 @@ def revive(
     report = replace(stored.report, model_verdict=verdict, time=split, notes=(*stored.report.notes, note))
     sample = sample_of(captured, compat.tree_flatten((args, kwargs))[0])
     captured.weights = constants_of(model, captured)
-    return Program(graph, report, stored.value_rules, one_row, split, captured, sample, settings)
+    return Program(graph, report, stored.value_rules, one_row, split, stored.plan, captured, sample, settings)
 
 
 def _check_weights(model: nn.Module, stored: StoredProgram) -> None:

@@ -8,13 +8,14 @@ passes the same checks.
 from __future__ import annotations
 
 import enum
+import operator
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewrite.errors import RuleError
-from rewrite.graph import is_pure
-from rewrite.provenance import describe
+from rewrite.graph import is_pure, is_random
+from rewrite.provenance import called, describe, module_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
+    from rewrite.ops import View
     from rewrite.pattern import Pattern
 
 
@@ -40,6 +42,11 @@ class Fidelity(enum.Enum):
     STRUCTURAL = "structural"
     """Another function, to be trained. Never runs unless named."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether the result is equal in real arithmetic."""
+        return self not in (Fidelity.APPROXIMATE, Fidelity.STRUCTURAL)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -48,7 +55,7 @@ class Refusal:
     Attributes:
         reason: one sentence without the culprit's name: "the norm uses batch statistics".
         culprit: the node that is in the way.
-        remedy: what would make it match, where something would.
+        remedy: the smallest change that would make it match, in the user's terms: "call eval() on 'norm'".
     """
 
     reason: str
@@ -68,13 +75,16 @@ class Miss:
         rule: the rule's name.
         anchor: the node that the rule looked at.
         refusal: why not.
-        matched: how many nodes had matched by then.
+        matched: the nodes that had matched by then, in graph order whatever order they are given in.
     """
 
     rule: str
     anchor: Node
     refusal: Refusal
-    matched: int = 0
+    matched: tuple[Node, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matched", tuple(sorted(set(self.matched))))
 
     def __str__(self) -> str:
         return f"{self.rule} at {describe(self.anchor)}: {self.refusal}"
@@ -126,6 +136,9 @@ class Rule:
         radius: how many users beyond a change are looked at again.
         reads_values: the replacement holds for the present values of weights only: it is verified with these, and the
             model is rewritten anew when they change.
+        starts: what a match begins at, for people: "a batch norm behind a layer"; by default the pattern says it.
+        keeps: the kinds of operators that a rewrite leaves in place, for estimates of what it gains; None where it
+            leaves one, the costliest.
     """
 
     name: ClassVar[str] = ""
@@ -133,6 +146,8 @@ class Rule:
     pattern: ClassVar[Pattern | None] = None
     radius: ClassVar[int] = 4
     reads_values: ClassVar[bool] = False
+    starts: ClassVar[str] = ""
+    keeps: ClassVar[tuple[type[View], ...] | None] = None
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -167,14 +182,34 @@ def admit(graph: Graph, match: Match) -> Refusal | None:
     inside, outputs = set(match.nodes), set(match.outputs)
     for node in match.nodes:
         if not is_pure(node) or node.op != "call_function":
-            return Refusal("has an effect or draws random numbers, so it is never rewritten", node)
+            return _impure(node)
         if node not in outputs:
             reader = next((user for user in node.users if user not in inside), None)
             if reader is not None:
-                return Refusal(f"{describe(node)} is also read elsewhere", reader)
+                return read_elsewhere(node, reader, match.anchor)
     if len(outputs) > 1:
         return _convex(inside, outputs)
     return None
+
+
+def _impure(node: Node) -> Refusal:
+    remedy = f"keep {called(node)} out of what is to be rewritten"
+    if is_random(node):
+        path = module_path(node)
+        remedy = f"call eval() on '{path}', or {remedy}" if path else remedy
+    return Refusal("has an effect or draws random numbers, so it is never rewritten", node, remedy)
+
+
+def read_elsewhere(node: Node, reader: Node, result: Node | None = None) -> Refusal:
+    """The refusal of a match whose inner value ``node`` has a ``reader`` outside, which may read ``result`` instead."""
+    source: Any = node.args[0] if node.target is operator.getitem else node
+    operands = source.all_input_nodes
+    has_weights = len(operands) > 1 and any(operand.op == "get_attr" for operand in operands)
+    instead = "the value of a module of its own" if result is None else f"the value of {called(result)}"
+    if result is not None and has_weights:
+        instead += ", or that of a module of its own"
+    does = "return" if reader.op == "output" else f"let {called(reader)} read"
+    return Refusal(f"{called(node)} is also read elsewhere", reader, f"{does} {instead}")
 
 
 def _convex(inside: set[Node], outputs: set[Node]) -> Refusal | None:
@@ -184,7 +219,9 @@ def _convex(inside: set[Node], outputs: set[Node]) -> Refusal | None:
     while stack:
         node = stack.pop()
         if node in inside:
-            return Refusal("lies on a path that leaves the match and comes back", node)
+            # the walk ends at the first node of the match that reads what comes from another one
+            return Refusal("lies on a path that leaves the match and comes back", node,
+                           f"let {called(node)} read nothing that is computed from the other results")  # fmt: skip
         if node not in seen and node < last:
             seen.add(node)
             stack.extend(node.users)

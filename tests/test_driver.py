@@ -161,10 +161,13 @@ def test_a_miss_is_recorded_with_reason_culprit_and_remedy():
     assert (miss.rule, miss.node, miss.module, miss.source) == ("one-relu", node.name, "stage.act", "net.py:7")
     assert "expected Clamp, found aten.sin" in miss.reason
     assert "'sin_default'" in miss.culprit
-    assert miss.matched == 1
+    assert miss.culprit_line.startswith("sin_default: f32[3] = aten.sin(x0)")
+    assert miss.remedy == "put Clamp in its place"
+    assert miss.text == "return self.act(x)"
+    assert miss.matched == ("relu_default: f32[3] = aten.relu(sin_default)  # stage.act, net.py:7",)
 
 
-def test_a_refusal_of_check_is_a_miss_with_the_size_of_the_match():
+def test_a_refusal_of_check_is_a_miss_with_the_nodes_of_the_match():
     program = Program()
     program.input(torch.randn(3))
     x1 = program.input(torch.randn(3))
@@ -172,7 +175,8 @@ def test_a_refusal_of_check_is_a_miss_with_the_size_of_the_match():
     [record] = run(graph, OneRelu())
     assert names(graph) == ["relu", "relu"]
     [miss] = [miss for miss in record.refused if miss.reason == "x1 is sacred"]
-    assert (miss.remedy, miss.matched) == ("call it otherwise", 2)
+    assert miss.remedy == "call it otherwise"
+    assert [line.split(":")[0] for line in miss.matched] == [node.name for node in graph.calls()]
 
 
 def test_a_miss_that_is_no_longer_there_is_forgotten():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import passes
-from rewrite.driver import Driver, Listener, StepRecord
+from rewrite.driver import Driver, StepRecord
+from rewrite.listener import Listener
 from rewrite.rule import Match, Miss
 from rewrite.trace import capture
 from tests.programs import aten, names

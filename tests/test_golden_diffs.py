@@ -13,15 +13,10 @@ import torch
 from rewrite.verify import MatchVerifier
 from tests.corpus import randomize
 from tests.golden import models
-from tests.golden.run import UPDATE, report_of
+from tests.golden.run import UPDATE, report_of, same_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 CHANNELS = {"ConvNet": 3, "RepVGG": 8, "MobileOne": 8, "FastViTMixer": 8}
-
-# Export numbers the values of a program, and each release of torch does it its own way.
-same_torch = pytest.mark.skipif(
-    torch.__version__.split(".")[:2] != ["2", "13"], reason="the golden files hold the names that torch 2.13 gives"
-)
 
 
 @same_torch

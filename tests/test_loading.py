@@ -83,8 +83,8 @@ def test_it_holds_folded_and_needed_weights_only(made: Any) -> None:
     assert {name for name, _ in found.named_parameters()} == {"fc.weight", "fc.bias"}
     assert all(torch.equal(tensor, fast.graph_module.state_dict()[name]) for name, tensor in found.state_dict().items())
     with zipfile.ZipFile(path) as file:
-        assert set(file.namelist()) == {"manifest.json", "programs.json", "report.json", "weights.safetensors",
-                                        "samples.safetensors"}  # fmt: skip
+        assert set(file.namelist()) == {"manifest.json", "programs.json", "plan.json", "report.json",
+                                        "weights.safetensors", "samples.safetensors"}  # fmt: skip
 
 
 def test_what_it_reports_is_what_was_done(made: Any) -> None:
@@ -95,6 +95,15 @@ def test_what_it_reports_is_what_was_done(made: Any) -> None:
     assert found.refusals() == fast.report.refusals()
     assert str(found).splitlines()[:-1] == str(fast.report).splitlines()[:-1]
     assert (found.before, found.after, found.records) == (fast.report.before, fast.report.after, fast.report.records)
+    assert found.reproduce(1) == fast.report.reproduce(1)
+
+
+def test_its_plan_makes_the_rewrites_again(made: Any) -> None:
+    model, fast, path = made
+    plan = load(path, lower="eager").plan
+    assert plan == fast.plan == load(path, model, lower="eager").plan
+    assert plan.decisions
+    assert torch.equal(eager(model, image(), plan=plan)(image()), fast(image()))
 
 
 def test_attributes_that_are_plain_values_are_kept(made: Any) -> None:

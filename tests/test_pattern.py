@@ -60,7 +60,8 @@ def test_a_miss_names_what_was_expected_the_culprit_and_how_much_matched():
     assert found.anchor is norm
     assert found.refusal.culprit is norm.args[0]
     assert "expected Convolution, found aten.relu" in found.refusal.reason
-    assert found.matched == 1
+    assert found.refusal.remedy == "take relu out from between"
+    assert found.matched == (norm,)
     assert "finder at 'batch_norm_default'" in str(found)
 
 
@@ -191,7 +192,7 @@ def test_the_miss_of_alternatives_is_the_one_that_came_furthest():
     program = Program()
     _, _, norm = conv_norm(program, between=True)
     found = search(Op(BatchNorm, input=Either(Call(aten.relu.default, self=Op(Linear)), Op(Linear))), norm, program)
-    assert found.matched == 2
+    assert found.matched == (norm.args[0], norm)
     assert "found aten.conv2d" in found.refusal.reason
 
 
@@ -202,6 +203,25 @@ def test_calls_match_arguments_by_schema_name():
     graph = program.graph(node)
     assert Call(aten.softmax.int, "soft", self=Var("x"), dim=-1).search(Finder(), graph, node).soft is node
     assert isinstance(Call(aten.softmax.int, dim=0).search(Finder(), graph, node), Miss)
+
+
+def test_swapped_factors_are_told_to_swap():
+    program = Program()
+    x, y = program.input(torch.ones(2)), program.input(torch.ones(2))
+    node = program(aten.mul.Tensor, x, program(aten.neg.default, y))
+    found = search(Op(Product, left=Op(Negation, input=Var("y")), right=Var("x")), node, program)
+    assert found.refusal.reason == "the factors stand the other way round"
+    assert found.refusal.remedy == "swap those of mul"
+    assert found.matched == (node.args[1], node)
+
+
+def test_a_pattern_says_what_it_asks_for():
+    assert str(FOLD) == "BatchNorm"
+    assert str(Either(Op([Convolution, Linear]), Op(Product))) == "Convolution or Linear or Product"
+    assert str(Call(aten.relu.default)) == "aten.relu.default"
+    assert [str(SumOf()), str(ProductOf(Var("x"), Var("y"))), str(Var("x", what="a weight"))] == [
+        "a sum", "a product", "a weight",
+    ]  # fmt: skip
 
 
 def test_a_misspelt_field_fails_where_the_pattern_is_written():

@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch.fx import Node
+
 from passes import affine
+from passes.obstruction import obstruction
 from passes.reparameterize.forms import Branch, Factor, Form, Obstacle, Shift, Tree
 from passes.reparameterize.kernels import Taps
 from rewrite.ops import (
     AveragePool,
     BatchNorm,
+    Cast,
     Convolution,
     Linear,
     Negation,
@@ -28,11 +32,11 @@ from rewrite.ops import (
     view,
     view_as,
 )
-from rewrite.provenance import describe
-from rewrite.rule import Refusal
+from rewrite.provenance import called
+from rewrite.rule import Refusal, read_elsewhere
 
 if TYPE_CHECKING:
-    from torch.fx import Node
+    from collections.abc import Collection, Iterable, Iterator
 
     from rewrite.graph import Graph
 
@@ -46,7 +50,29 @@ def read_tree(graph: Graph, root: Node, axis: int) -> Tree:
     found = view_as(root, Sum)
     terms, sums = found.flatten() if found is not None else ((Term(1.0, root),), ())
     forms = tuple((term, reader.term(term)) for term in terms)
-    return Tree(root, axis, forms, tuple(dict.fromkeys(sums)), tuple(reader.obstacles))
+    inside = {*sums, *(node for _, form in forms if form is not None for node in form.nodes)}
+    obstacles = (*reader.obstacles, *_shared(root, reader.shared, inside))
+    return Tree(root, axis, forms, tuple(dict.fromkeys(sums)), obstacles)
+
+
+def _shared(root: Node, nodes: Iterable[Node], inside: Collection[Node]) -> Iterator[Obstacle]:
+    """Obstacles for branches that something outside of the tree reads too."""
+    for node in nodes:
+        other = next((user for user in node.users if user not in inside), None)
+        if other is not None and isinstance(view(node), (Convolution, Linear, AveragePool, BatchNorm)):
+            yield _obstacle(read_elsewhere(node, other, root), node)
+
+
+def _obstacle(refusal: Refusal, node: Node) -> Obstacle:
+    """The obstacle at ``node``, whose source is what is below its norm, its layer or pool, padding and conversion."""
+    nodes: list[Node] = []
+    source = node
+    for kinds in ((BatchNorm,), (Convolution, Linear, AveragePool), (Pad,), (Cast,)):
+        found = view(source)
+        if isinstance(found, kinds) and (source is node or len(source.users) == 1):
+            nodes.extend(found.nodes)
+            source = found.input
+    return Obstacle(refusal, source, tuple(nodes))
 
 
 def consumer(node: Node) -> Node | None:
@@ -71,6 +97,10 @@ class _Reader:
         self.channels: int = self.shape[axis]
         self.dims = len(self.shape) - 1 - axis
         self.obstacles: list[Obstacle] = []
+        self.shared: list[Node] = []
+
+    def note(self, refusal: Refusal, node: Node) -> None:
+        self.obstacles.append(_obstacle(refusal, node))
 
     def term(self, term: Term) -> Form | None:
         if term.node is None:
@@ -83,20 +113,25 @@ class _Reader:
         if self.graph.is_constant(node):
             return Form(shifts=(Shift(node),)) if self._per_channel(node) else None
         if not same_type(node, self.root):
+            self._note_dtype(node)
             return None
         shared = node is not self.root and len(node.users) > 1
         form = None if shared else self._operator(node)
         if shared:
-            self._note_shared(node)
+            self.shared.append(node)
         if form is None or len(form.sources) > 1:
             return Form((Branch(node, None, (Taps(),) * self.dims, (1,) * self.dims, self.channels),))
         return form
 
-    def _note_shared(self, node: Node) -> None:
-        found = view(node)
-        if isinstance(found, (Convolution, Linear, AveragePool, BatchNorm)):
-            refusal = Refusal(f"{describe(node)} is also read elsewhere", list(node.users)[-1])
-            self.obstacles.append(Obstacle(refusal, found.input))
+    def _note_dtype(self, node: Node) -> None:
+        mine, wanted = value(node).dtype, value(self.root).dtype
+        if mine != wanted and isinstance(view(node), (Convolution, Linear, AveragePool, BatchNorm)):
+            self.note(Refusal(f"a branch is {mine} and the sum {wanted}", node, f"compute it in {wanted}"), node)
+
+    def _note_between(self, node: Node) -> None:
+        found = obstruction(self.graph, node)
+        if found is not None:
+            self.note(found.refusal("the sum", "add up"), found.layer.node)
 
     def _operator(self, node: Node) -> Form | None:
         found = view(node)
@@ -113,7 +148,10 @@ class _Reader:
         if isinstance(found, Negation):
             form = self.read(found.input)
             return form and form.scaled(Factor(-1.0), (node,))
-        return self._product(found) if isinstance(found, Product) else None
+        if isinstance(found, Product):
+            return self._product(found)
+        self._note_between(node)
+        return None
 
     def _sum(self, found: Sum) -> Form | None:
         branches: list[Branch] = []
@@ -133,16 +171,33 @@ class _Reader:
         if not self._is_factor(factor) and not found.divided:
             data, factor = factor, data
         if not is_tensor(data) or not self._is_factor(factor):
+            self._note_factor(found)
             return None
         form = self.read(data)  # type: ignore[arg-type]
         return form and form.scaled(Factor(factor, found.divided), (found.node,))
+
+    def _note_factor(self, found: Product) -> None:
+        """The obstacle of a product of a branch with what is not one constant for each channel."""
+        for data, factor in ((found.left, found.right), (found.right, found.left)):
+            if not isinstance(view(data), (Convolution, Linear, AveragePool, BatchNorm)) or not is_tensor(factor):
+                continue
+            assert isinstance(data, Node)
+            assert isinstance(factor, Node)
+            if not self.graph.is_constant(factor):
+                self.note(affine.varying(self.graph, factor, "the factor of a branch"), data)
+            elif found.divided and data is found.right:
+                self.note(Refusal("a factor is divided by a branch", found.node, "divide the branch by it"), data)
+            else:
+                remedy = f"give it the shape {[self.channels, *[1] * self.dims]}"
+                self.note(Refusal("the factor of a branch is not one for each channel", factor, remedy), data)
+            return
 
     def _norm(self, norm: BatchNorm) -> Form | None:
         if self.axis != 1:
             return None
         refusal = affine.norm_refusal(self.graph, norm)
         if refusal is not None:
-            self.obstacles.append(Obstacle(refusal))
+            self.note(refusal, norm.node)
             return None
         form = self.read(norm.input)
         if form is None:
@@ -174,14 +229,15 @@ class _Reader:
     def _refused(self, layer: affine.Layer) -> bool:
         refusal = affine.layer_refusal(self.graph, layer)
         if refusal is not None:
-            self.obstacles.append(Obstacle(refusal))
+            self.note(refusal, layer.node)
         return refusal is not None
 
     def _convolution(self, conv: Convolution) -> Form | None:
         if conv.dims != self.dims or self._refused(conv):
             return None
         if conv.transposed:
-            self.obstacles.append(Obstacle(Refusal("the convolution is transposed", conv.node)))
+            remedy = f"write {called(conv.node)} as a plain convolution, with its kernel flipped"
+            self.note(Refusal("the convolution is transposed", conv.node, remedy), conv.node)
             return None
         source, padding, mode, pads = _padded_source(conv.input, conv.padding)
         taps = tuple(
@@ -199,7 +255,7 @@ class _Reader:
         taps = tuple(Taps(count, 1, *pair) for count, pair in zip(pool.kernel, padding, strict=True))
         refusal = self._pool_refusal(pool, source, taps)
         if refusal is not None:
-            self.obstacles.append(Obstacle(refusal))
+            self.note(refusal, pool.node)
             return None
         branch = Branch(source, pool, taps, pool.stride, self.channels, 1, mode)
         return Form((branch,), nodes=(*pads, pool.node))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from passes.reparameterize.kernels import union
 from rewrite.ops import Convolution, Linear, value
+from rewrite.provenance import called
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
@@ -86,42 +87,46 @@ def merge(parts: Sequence[Cluster], outputs: int, max_kernel: int | None) -> Clu
     taps = [union([part.taps[d] for part in parts], stride[d], size) for d, size in enumerate(known)]
     whole = tuple(part for part in taps if part is not None)
     if len(whole) < len(taps):
-        return Refusal("the branches give equally many outputs only for some sizes of the input", source)
+        return Refusal("the branches give equally many outputs only for some sizes of the input", source,
+                       "give them paddings with one value of dilation * (kernel - 1) - 2 * padding")  # fmt: skip
     span = max((part.extent + 1 for part in whole), default=1)
     if max_kernel is not None and span > max_kernel:
-        return Refusal(f"the merged kernel would span {span}, more than max_kernel={max_kernel}", _largest(parts))
+        return Refusal(f"the merged kernel would span {span}, more than max_kernel={max_kernel}", _largest(parts),
+                       f"reparameterize{{max_kernel={span}}} allows it")  # fmt: skip
     groups = math.gcd(*(part.groups for part in parts))
     macs = _macs(branches[0], outputs, groups, whole)
     before = sum(part.macs for part in parts)
     if macs > before + outputs * (len(parts) - 1):
         ratio = f"{macs / before:.3g}"
-        return Refusal(f"merging would cost {ratio} times the multiply-accumulates of the branches", _largest(parts))
+        return Refusal(f"merging would cost {ratio} times the multiply-accumulates of the branches", _largest(parts),
+                       _cost_remedy(parts))  # fmt: skip
     mode = next((branch.mode for branch in branches if branch.mode), "")
     return Cluster(branches, whole, stride, groups, mode, macs)
 
 
 def cluster(
     branches: Iterable[Branch], outputs: int, max_kernel: int | None
-) -> tuple[list[Cluster], list[Branch], list[Refusal]]:
+) -> tuple[list[Cluster], list[Branch], list[tuple[Node, Refusal]]]:
     """Few clusters that hold the branches of each source, each with a layer.
 
     All branches of a source together where that pays; otherwise largest first, each into the first cluster where it
-    pays. Returns the clusters, the identities and pools that found none, and why branches did not come together.
+    pays. Returns the clusters, the identities and pools that found none, and why branches of a source did not come
+    together.
     """
     clusters: list[Cluster] = []
     stranded: list[Branch] = []
-    refusals: list[Refusal] = []
+    refusals: list[tuple[Node, Refusal]] = []
     by_source: dict[Node, list[Cluster]] = {}
     for branch in branches:
         by_source.setdefault(branch.source, []).append(singleton(branch, outputs))
-    for parts in by_source.values():
+    for source, parts in by_source.items():
         heavy = sorted((part for part in parts if part.layer), key=lambda part: -part.macs)
         light = [part for part in parts if not part.layer]
         whole = merge(parts, outputs, max_kernel) if heavy and len(parts) > 1 else None
         if isinstance(whole, Cluster):
             clusters.append(whole)
             continue
-        refusals.extend([whole] if whole is not None else [])
+        refusals.extend([(source, whole)] if whole is not None else [])
         bins: list[Cluster] = []
         for part in (*heavy, *light):
             if not _fill(bins, part, outputs, max_kernel):
@@ -152,15 +157,24 @@ def _largest(parts: Sequence[Cluster]) -> Node:
     return span.layer.node if span.layer is not None else span.source
 
 
+def _cost_remedy(parts: Sequence[Cluster]) -> str:
+    groups = sorted({part.groups for part in parts if part.layer})
+    if len(groups) > 1:
+        return f"build all of them with groups={groups[-1]}"
+    return "give them kernels of more similar size and dilation"
+
+
 def _mismatch(branches: Sequence[Branch]) -> Refusal | None:
     first = branches[0]
     other = next((branch for branch in branches if branch.stride != first.stride), None)
     if other is not None:
-        return Refusal(f"the branches have different strides, {first.stride} and {other.stride}", _node(other))
+        return Refusal(f"the branches have different strides, {first.stride} and {other.stride}", _node(other),
+                       f"give {called(_node(other))} the stride {first.stride}")  # fmt: skip
     modes = {branch.mode: branch for branch in branches if branch.mode}
     if len(modes) > 1:
         a, b = sorted(modes)[:2]
-        return Refusal(f"the branches extend the input differently, with {a} and {b}", _node(modes[b]))
+        return Refusal(f"the branches extend the input differently, with {a} and {b}", _node(modes[b]),
+                       f"give all of them padding_mode='{'zeros' if 'zeros' in modes else a}'")  # fmt: skip
     return None
 
 

@@ -78,10 +78,25 @@ class Form:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why an operator that looks like a branch is none; with a ``source`` only of interest beside its other readers."""
+    """Why an operator that looks like a branch is none; of interest beside another branch that reads its source.
+
+    Attributes:
+        refusal: the reason.
+        source: what the branch would read.
+        nodes: the operators that look like one.
+    """
 
     refusal: Refusal
-    source: Node | None = None
+    source: Node
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """Why an add-tree is not merged, and the nodes that would have been."""
+
+    refusal: Refusal
+    nodes: tuple[Node, ...]
 
 
 @dataclass(frozen=True)

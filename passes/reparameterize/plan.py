@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from passes.obstruction import is_layer
 from passes.reparameterize.clusters import Cluster, cluster
+from passes.reparameterize.forms import Hindrance
+from rewrite.between import LIMIT, data_operands
 from rewrite.ops import Convolution, Linear, Negation, Product, Sum, value, view
-from rewrite.provenance import describe
+from rewrite.provenance import called, describe
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
@@ -16,7 +19,8 @@ if TYPE_CHECKING:
 
     from torch.fx import Node
 
-    from passes.reparameterize.forms import Branch, Form, Shift, Tree
+    from passes.reparameterize.forms import Branch, Form, Obstacle, Shift, Tree
+    from rewrite.graph import Graph
     from rewrite.ops import Term
 
 
@@ -37,7 +41,7 @@ class Plan:
     nodes: tuple[Node, ...]
 
 
-def make_plan(tree: Tree, max_kernel: int | None) -> Plan | Refusal | None:
+def make_plan(graph: Graph, tree: Tree, max_kernel: int | None) -> Plan | Hindrance | None:
     """The plan for a tree; why there is none, where at least two branches were seen; None where there is no such thing.
 
     A plan has fewer operators than the tree and costs no more multiply-accumulates.
@@ -54,13 +58,15 @@ def make_plan(tree: Tree, max_kernel: int | None) -> Plan | Refusal | None:
         if after < before:
             shifts = tuple(shift for form in forms for shift in form.shifts)
             return Plan(tuple(clusters), shifts, kept, tuple(sorted(nodes)))
-    return _why_not(tree, refusals)
+    return _why_not(graph, tree, refusals)
 
 
-def _take(tree: Tree, outputs: int, max_kernel: int | None) -> tuple[list[int], list[Cluster], list[Refusal]]:
+def _take(
+    tree: Tree, outputs: int, max_kernel: int | None
+) -> tuple[list[int], list[Cluster], list[tuple[Node, Refusal]]]:
     """The terms whose every branch finds a cluster, as indices."""
     taken = [i for i, (_, form) in enumerate(tree.terms) if form is not None]
-    reasons: list[Refusal] = []
+    reasons: list[tuple[Node, Refusal]] = []
     while True:
         branches = [branch for i in taken for branch in tree.form(i).branches]
         clusters, stranded, refusals = cluster(branches, outputs, max_kernel)
@@ -85,20 +91,55 @@ def _is_idle(form: Form) -> bool:
     return len(form.branches) == 1 and not any(isinstance(view(node), (Sum, Product, Negation)) for node in form.nodes)
 
 
-def _why_not(tree: Tree, refusals: Sequence[Refusal]) -> Refusal | None:
+def _why_not(graph: Graph, tree: Tree, refusals: Sequence[tuple[Node, Refusal]]) -> Hindrance | None:
     branches = [branch for i in range(len(tree.terms)) for branch in tree.form(i).branches]
     working = [branch for branch in branches if _works(branch)]
     read = [*(branch.source for branch in branches), *(obstacle.source for obstacle in tree.obstacles)]
-    obstacles = [found for found in tree.obstacles if found.source is None or read.count(found.source) > 1]
+    obstacles = [found for found in tree.obstacles if read.count(found.source) > 1]
     layers = any(isinstance(branch.leaf, (Convolution, Linear)) for branch in working)
     if len(working) + len(obstacles) < 2 or not (layers or obstacles):
         return None
-    if obstacles or refusals:
-        return [*(found.refusal for found in obstacles), *refusals][0]
-    sources = list(dict.fromkeys(branch.source for branch in working))
+    if obstacles:
+        source = obstacles[0].source
+        over = [found for found in obstacles if found.source is source]
+        remedies = dict.fromkeys(found.refusal.remedy for found in over)
+        return _hindrance(tree, replace(obstacles[0].refusal, remedy="; ".join(remedies)), [source], over)
+    if refusals:
+        source, refusal = refusals[0]
+        return _hindrance(tree, refusal, [source])
+    return _other_inputs(graph, tree, list(dict.fromkeys(branch.source for branch in working)))
+
+
+def _hindrance(tree: Tree, refusal: Refusal, sources: Sequence[Node], obstacles: Sequence[Obstacle] = ()) -> Hindrance:
+    """The hindrance, with the operators of all branches that read one of the sources, and those of obstacles."""
+    forms = [form for _, form in tree.terms if form is not None and form.sources.intersection(sources)]
+    nodes = [node for form in forms for node in form.nodes]
+    nodes += [node for obstacle in obstacles for node in obstacle.nodes]
+    return Hindrance(refusal, (*nodes, *tree.sums))
+
+
+def _other_inputs(graph: Graph, tree: Tree, sources: Sequence[Node]) -> Hindrance | None:
+    """Branches over two inputs, where one is the other behind an operator or two; else nobody would expect a merge."""
     if len(sources) < 2:
         return None
-    return Refusal(f"the branches read different inputs, {describe(sources[0])} and {describe(sources[1])}", sources[1])
+    first, second = sources[:2]
+    below = _way_down(graph, first)
+    way = _way_down(graph, second)
+    common = next((node for node in way if node in below), None)
+    if common is None:
+        return None
+    above = way[: way.index(common)] or below[: below.index(common)]
+    reason = f"the branches read different inputs, {describe(first)} and {describe(second)}"
+    return _hindrance(tree, Refusal(reason, above[-1], f"let all of them read the value of {called(common)}"),
+                      [first, second])  # fmt: skip
+
+
+def _way_down(graph: Graph, node: Node) -> list[Node]:
+    """The node and what it is computed from, as far as that is no layer and the way does not fork."""
+    way = [node]
+    while len(way) <= LIMIT and not is_layer(way[-1]) and len(operands := data_operands(graph, way[-1])) == 1:
+        way.append(operands[0])
+    return way
 
 
 def _works(branch: Branch) -> bool:

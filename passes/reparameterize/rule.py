@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
+from passes import affine
 from passes.reparameterize.branches import consumer, read_tree
 from passes.reparameterize.build import build
 from passes.reparameterize.plan import Plan, make_plan
 from rewrite.errors import PipelineError
-from rewrite.ops import BatchNorm, Negation, Product, Sum, is_tensor, value, view
+from rewrite.ops import BatchNorm, Convolution, Linear, Negation, Product, Sum, arguments, is_tensor, value, view
 from rewrite.rule import Fidelity, Match, Miss, Rule
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class MergeBranches(Rule):
 
     fidelity = Fidelity.ELEMENTWISE
     radius: ClassVar[int] = 8
+    starts = "a sum of layers, norms, average pools or identities over one input"
 
     max_kernel: int | None = None
 
@@ -49,7 +55,7 @@ class MergeBranches(Rule):
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """The trees that the given nodes belong to, the largest first."""
         for node in dirty:
-            miss: Miss | None = None
+            miss = self._complex(graph, node)
             for root in _roots(node):
                 found = self._look(graph, root)
                 if isinstance(found, Match):
@@ -64,13 +70,23 @@ class MergeBranches(Rule):
         miss: Miss | None = None
         for axis in _channel_axes(root):
             tree = read_tree(graph, root, axis)
-            found = make_plan(tree, self.max_kernel)
+            found = make_plan(graph, tree, self.max_kernel)
             if isinstance(found, Plan):
                 return Match(self, found.nodes, (root,), {"plan": found})
             if found is not None and miss is None:
-                matched = len(tree.sums) + sum(form is not None for _, form in tree.terms)
-                miss = Miss(self.name, root, found, matched)
+                miss = Miss(self.name, root, found.refusal, found.nodes)
         return miss
+
+    def _complex(self, graph: Graph, node: Node) -> Miss | None:
+        """The miss of two complex layers over one input, whose sum no view describes."""
+        if node.target is not aten.add.Tensor or not value(node).dtype.is_complex:
+            return None
+        given = arguments(node)
+        first, second = view(given["self"]), view(given["other"])
+        if not isinstance(first, (Convolution, Linear)) or not isinstance(second, (Convolution, Linear)):
+            return None
+        refusal = affine.layer_refusal(graph, first) if first.input is second.input else None
+        return None if refusal is None else Miss(self.name, node, refusal, (first.node, second.node, node))
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The merged layers, and the sum with the terms that are kept."""

@@ -25,6 +25,7 @@ class RemoveNeutral(Removal):
     """
 
     fidelity = Fidelity.BITWISE
+    starts = "a product or quotient with one, or a sum with minus zero"
 
     def source(self, found: View) -> Node | None:
         """The other operand."""
@@ -38,6 +39,7 @@ class RemoveZeroTerm(Removal):
     """``x + 0`` is ``x``, with which Python's ``sum`` begins. Not to the bit, because ``-0.0 + 0`` is ``0.0``."""
 
     fidelity = Fidelity.ELEMENTWISE
+    starts = "a sum with zero"
 
     def source(self, found: View) -> Node | None:
         """The other term."""

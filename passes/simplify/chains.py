@@ -11,7 +11,8 @@ from passes.memory import same_strides, sharing_refusal
 from rewrite import compat
 from rewrite.graph import fake_call
 from rewrite.ops import Negation, Permute, Reshape, View, same_shape, same_type, value, view_as
-from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
+from rewrite.provenance import called
+from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule, read_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,11 +39,11 @@ def _match(rule: Rule, inner: View, outer: View, cancels: bool, **captures: Any)
     nodes = (inner.node, outer.node)
     refusal = sharing_refusal(inner.operands[0], outer.node) if cancels else None
     if refusal is not None:
-        return Miss(rule.name, outer.node, refusal, 2)
+        return Miss(rule.name, outer.node, refusal, nodes)
     shared = len(inner.node.users) > 1
     if shared and not cancels:
         reader = next(user for user in inner.node.users if user is not outer.node)
-        return Miss(rule.name, outer.node, Refusal("the value between the two is read elsewhere", reader), 2)
+        return Miss(rule.name, outer.node, read_elsewhere(inner.node, reader, outer.node), nodes)
     captures |= {"inner": inner, "outer": outer, "cancels": cancels, "shared": shared}
     return Match(rule, nodes, nodes if shared else nodes[1:], captures)
 
@@ -58,6 +59,7 @@ class MergeReshapes(Rule):
 
     fidelity = Fidelity.BITWISE
     radius = 1
+    starts = "two reshapes in a row"
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each reshape of a reshape."""
@@ -72,7 +74,9 @@ class MergeReshapes(Rule):
             if alike:
                 yield _match(self, inner, outer, cancels)
             else:
-                yield Miss(self.name, outer.node, Refusal("the merged reshape would have other strides", inner.node), 2)
+                refusal = Refusal("the merged reshape would have other strides", inner.node,
+                                  f"call contiguous() on what {called(inner.node)} reads")  # fmt: skip
+                yield Miss(self.name, outer.node, refusal, (inner.node, outer.node))
 
     def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
         """One reshape to the last shape."""
@@ -87,6 +91,7 @@ class MergePermutes(Rule):
 
     fidelity = Fidelity.BITWISE
     radius = 1
+    starts = "two permutations in a row"
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each permutation of a permutation."""
@@ -107,6 +112,8 @@ class CancelNegations(Rule):
 
     fidelity = Fidelity.BITWISE
     radius = 1
+    starts = "a negation of a negation"
+    keeps = ()
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each negated negation."""
@@ -116,7 +123,9 @@ class CancelNegations(Rule):
             if same_strides(inner.input, outer.node):
                 yield _match(self, inner, outer, True)
             else:
-                yield Miss(self.name, outer.node, Refusal("the original has other strides", inner.input), 2)
+                refusal = Refusal("the original has other strides", inner.input,
+                                  f"call contiguous() on what {called(inner.node)} reads")  # fmt: skip
+                yield Miss(self.name, outer.node, refusal, (inner.node, outer.node))
 
     def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
         """The value that was negated twice."""

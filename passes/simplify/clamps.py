@@ -10,7 +10,7 @@ import torch
 
 from passes.memory import sharing_refusal
 from rewrite.ops import Clamp, view_as
-from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
+from rewrite.rule import Fidelity, Match, Miss, Rule, read_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +33,7 @@ class MergeClamps(Rule):
 
     fidelity = Fidelity.ELEMENTWISE
     radius = 1
+    starts = "a clamp of a clamp, one interval within the other"
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each clamp of a clamp where one interval lies in the other."""
@@ -47,18 +48,19 @@ class MergeClamps(Rule):
                 yield self._drop_inner(inner, outer)
 
     def _drop_outer(self, inner: Clamp, outer: Clamp) -> Match | Miss:
+        nodes = (inner.node, outer.node)
         refusal = sharing_refusal(inner.node, outer.node)
         if refusal is not None:
-            return Miss(self.name, outer.node, refusal, 2)
-        nodes = (inner.node, outer.node)
+            return Miss(self.name, outer.node, refusal, nodes)
         shared = len(inner.node.users) > 1
         return Match(self, nodes, nodes if shared else nodes[1:], {"inner": inner, "outer": None})
 
     def _drop_inner(self, inner: Clamp, outer: Clamp) -> Match | Miss:
+        nodes = (inner.node, outer.node)
         reader = next((user for user in inner.node.users if user is not outer.node), None)
         if reader is not None:
-            return Miss(self.name, outer.node, Refusal("the value between the two is read elsewhere", reader), 2)
-        return Match(self, (inner.node, outer.node), (outer.node,), {"inner": inner, "outer": outer})
+            return Miss(self.name, outer.node, read_elsewhere(inner.node, reader, outer.node), nodes)
+        return Match(self, nodes, (outer.node,), {"inner": inner, "outer": outer})
 
     def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
         """The narrower clamp alone."""

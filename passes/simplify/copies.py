@@ -24,6 +24,7 @@ class RemoveCopy(Removal):
     """
 
     fidelity = Fidelity.BITWISE
+    starts = "a copy, dropout in evaluation, or a conversion to the same dtype"
 
     def source(self, found: View) -> Node | None:
         """The copied tensor."""

@@ -11,6 +11,7 @@ from torch.fx import Node
 from passes.memory import is_returned
 from rewrite.graph import is_pure
 from rewrite.ops import arguments
+from rewrite.provenance import called
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 from rewrite.weights import is_algebra
 
@@ -31,6 +32,7 @@ class MergeDuplicates(Rule):
 
     fidelity = Fidelity.BITWISE
     radius = 1
+    starts = "the same operator on the same operands, twice"
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each of ``dirty`` that another node repeats."""
@@ -44,7 +46,9 @@ class MergeDuplicates(Rule):
 
     def _pair(self, first: Node, second: Node) -> Match | Miss:
         if is_returned(first) and is_returned(second):
-            return Miss(self.name, second, Refusal("the model returns both values, which would share memory", first), 2)
+            refusal = Refusal("the model returns both values, which would share memory", first,
+                              f"return what depends on only one of {called(first)} and {called(second)}")  # fmt: skip
+            return Miss(self.name, second, refusal, (first, second))
         return Match(self, (first, second), (first, second))
 
     def rewrite(self, match: Match, g: Builder) -> tuple[Node, Node]:

@@ -33,6 +33,7 @@ class RemoveIdentity(Removal):
     """Read the input of an operator that moves values in general but none here."""
 
     fidelity = Fidelity.BITWISE
+    starts = "a reshape, slice, padding or roll that moves nothing"
 
     def source(self, found: View) -> Node | None:
         """The input, or for a slice that is overwritten completely the new values."""

@@ -24,6 +24,7 @@ class Removal(Rule, abstract=True):
     """
 
     radius: ClassVar[int] = 1
+    keeps = ()
 
     def source(self, found: View) -> Node | None:
         """The input whose values the operator returns, or None where it computes something."""
@@ -39,7 +40,7 @@ class Removal(Rule, abstract=True):
             requested = found.layout if isinstance(found, (Copy, Cast)) else None
             refusal = sharing_refusal(source, node) or layout_refusal(graph, source, node, requested)
             if refusal is not None:
-                yield Miss(self.name, node, refusal, len(found.nodes))
+                yield Miss(self.name, node, refusal, found.nodes)
             else:
                 yield Match(self, found.nodes, (node,), {"source": source})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from rewrite.api.bisecting import Bisection, bisect
+from rewrite.api.explaining import explain
 from rewrite.api.loading import load
 from rewrite.api.optimizing import optimize, transform
 
-__all__ = ["load", "optimize", "transform"]
+__all__ = ["Bisection", "bisect", "explain", "load", "optimize", "transform"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import codegen
 import passes
 from passes.fold_constants import FoldConstants
-from rewrite.errors import InputError, PipelineError
+from rewrite.errors import InputError, PipelineError, PlanError
 from rewrite.names import nearest
 from rewrite.pipeline import Pass, Pipeline, Step, rules_of
+from rewrite.plan import Plan
+from rewrite.recipe import Recipe
 from rewrite.rule import Rule
 
 if TYPE_CHECKING:
@@ -42,6 +45,35 @@ def pipeline_of(given: Any, default: Pipeline | None = None) -> Pipeline:
             hint = " (write its name with parentheses)" if isinstance(step, type) else ""
             raise PipelineError(f"{step!r} is neither a pass nor a rule{hint}; pass instances")
     return Pipeline(steps)
+
+
+def registered_steps() -> list[Step]:
+    """Each registered step with its default options; those that have none are left out."""
+    registry = passes.registry()
+    found: list[Step] = []
+    for name in registry.steps:
+        with contextlib.suppress(PipelineError):
+            found.extend(registry.parse(name))
+    return found
+
+
+def step_of(given: Any, pipeline: Pipeline) -> Step:
+    """The rule or pass that a user means: itself, or the name of one, in the pipeline or registered, or of a part.
+
+    Raises:
+        InputError: an unknown name, or something else.
+    """
+    if isinstance(given, (Pass, Rule)):
+        return given
+    if not isinstance(given, str):
+        raise InputError(f"rule={given!r} is neither a name nor a rule or pass; pass a name, or an instance")
+    known: dict[str, Step] = {}
+    for step in (*pipeline, *registered_steps()):
+        for part in (step, *rules_of(step)):
+            known.setdefault(part.name, part)
+    if given not in known:
+        raise InputError(f"rule={given!r} is no rule or pass{nearest(given, known)}")
+    return known[given]
 
 
 def exclusions_of(given: str | Iterable[str], model: nn.Module, pipeline: Pipeline) -> tuple[str, ...]:
@@ -80,6 +112,48 @@ def _step_names(pipeline: Pipeline) -> set[str]:
     return {name for step in pipeline for name in (step.name, *(rule.name for rule in rules_of(step)))} | set(
         passes.registry().steps
     )
+
+
+def recipe_of(
+    model: nn.Module,
+    pipeline: Any,
+    exclude: str | Iterable[str],
+    plan: Plan | str | None = None,
+    *,
+    default: Pipeline | None = None,
+    **settings: Any,
+) -> Recipe:
+    """What is to be done: a pipeline and exclusions, or a plan, which has its own.
+
+    Raises:
+        InputError: a plan beside what it has already.
+        PipelineError: an unknown pass or option.
+        PlanError: the plan cannot be read, or names a pass that is not known.
+    """
+    if plan is None:
+        steps = pipeline_of(pipeline, default)
+        return Recipe(steps, exclusions_of(exclude, model, steps), **settings)
+    given = {"pipeline": pipeline, "exclude": exclude or None, "fuel": settings.get("fuel")}
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"plan= and {name}= are given, and a plan decides every rewrite itself; leave out {name}=")
+    plan = _plan_of(plan)
+    try:
+        steps = passes.registry().parse(plan.pipeline)
+    except PipelineError as error:
+        raise PlanError(
+            f"the plan's pipeline '{plan.pipeline}' cannot be run here: {error}; install the plug-in that the step "
+            "comes from, for only registered steps can be named by a plan"
+        ) from error
+    return Recipe(steps, plan.exclude, plan=plan, **settings)
+
+
+def _plan_of(given: Any) -> Plan:
+    if isinstance(given, Plan):
+        return given
+    if isinstance(given, str):
+        return Plan.from_json(given)
+    raise InputError(f"plan={given!r} is no plan; pass a Plan, or the text that plan.to_json() gave")
 
 
 def call_of(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from rewrite.api.arguments import call_of, exclusions_of, live_pipeline, lowering_of, pipeline_of, require_live
+from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
-from rewrite.recipe import Recipe, Verify
 from rewrite.result import OptimizedModule, TransformedModule, released
 from rewrite.trace import bound, unwrap
 
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rewrite.driver import Listener
+    from rewrite.listener import Listener
+    from rewrite.plan import Plan
+    from rewrite.recipe import Verify
 
 
 def optimize(
@@ -31,6 +32,7 @@ def optimize(
     verify: Verify = "default",
     lower: Literal["inductor", "eager"] | None = None,
     fuel: int | None = None,
+    plan: Plan | str | None = None,
     listeners: Sequence[Listener] = (),
     release: bool = False,
     cache: bool = True,
@@ -53,7 +55,11 @@ def optimize(
             checks nothing.
         lower: ``"inductor"`` compiles with TorchInductor, ``"eager"`` runs the operators one by one. Default: Inductor
             where a C++ compiler is found.
-        fuel: at most so many rewrites, to find the one that makes a difference.
+        fuel: at most so many rewrites; :func:`rewrite.bisect` finds the one that makes a difference.
+        plan: the plan of an earlier result, or its JSON: its rewrites are made again, with its pipeline and exclusions,
+            and nothing is searched. Each of them, and the whole model, is still verified as ``verify`` says. The first
+            example has to give the program that the plan is for; programs for other sizes of images are searched where
+            the plan is not for them.
         listeners: hear every match, miss and rewrite as it happens.
         release: the result keeps copies of the weights that it still needs, and nothing of the model, whose memory is
             free as soon as you drop it. It does not follow the model, and takes calls like the example, of any batch.
@@ -67,16 +73,17 @@ def optimize(
         InputError: an argument does not fit; the message names the remedy.
         CaptureError: the model cannot be captured as a functional graph.
         PipelineError: an unknown pass or option.
+        PlanError: the plan cannot be read, or is not for this model and example.
         VerificationError: the rewritten model as a whole is not equal to the source.
+        ArtifactError: with ``release``: something in the program cannot be separated from the model.
     """
     given = example_inputs is not None or example_kwargs is not None
     if isinstance(model, OptimizedModule):
         return released(model) if release else model
     if release and not given:
         raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
-    steps = pipeline_of(pipeline)
     model = bound(unwrap(model), method)
-    recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify, fuel, tuple(listeners))
+    recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners))
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None)
     result = OptimizedModule(model, compiler.compile, lowering_of(lower))
     if given:
@@ -94,6 +101,7 @@ def transform(
     exclude: str | Iterable[str] = (),
     verify: Verify = "default",
     fuel: int | None = None,
+    plan: Plan | str | None = None,
     listeners: Sequence[Listener] = (),
 ) -> TransformedModule:
     """Rewrite a model and keep its parameters live: the result computes with the very same ``Parameter`` objects.
@@ -106,17 +114,17 @@ def transform(
         model: a module in training or evaluation mode.
         example_inputs: a tensor, or a tuple of the positional arguments.
         pipeline: passes to run; default: the exact passes that keep weights live.
-        example_kwargs, method, exclude, verify, fuel, listeners: as in :func:`optimize`.
+        example_kwargs, method, exclude, verify, fuel, plan, listeners: as in :func:`optimize`.
 
     Raises:
-        InputError, CaptureError, PipelineError, VerificationError: as in :func:`optimize`.
+        InputError, CaptureError, PipelineError, PlanError, VerificationError: as in :func:`optimize`.
         PipelineError: also for a rule that holds for the present values of the weights only.
     """
     if isinstance(model, OptimizedModule):
         raise InputError("transform needs the model itself, not an optimized one; pass the module that was optimized")
-    steps = pipeline_of(pipeline, live_pipeline())
-    require_live(steps)
     model = bound(unwrap(model), method)
-    recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify, fuel, tuple(listeners))
+    recipe = recipe_of(model, pipeline, exclude, plan, default=live_pipeline(), verify=verify, fuel=fuel,
+                       listeners=tuple(listeners))  # fmt: skip
+    require_live(recipe.pipeline)
     compiler = Compiler(model, recipe, training=True)
     return TransformedModule(model, compiler.compile(*call_of(example_inputs, example_kwargs)))

@@ -14,7 +14,8 @@ from rewrite.artifact.names import DAMAGED
 from rewrite.artifact.tensors import pack, unpack
 from rewrite.artifact.trees import tree_of
 from rewrite.artifact.writing import graphs_data
-from rewrite.errors import ArtifactError, InputError
+from rewrite.errors import ArtifactError, InputError, PlanError
+from rewrite.plan import Plan
 from rewrite.recipe import Settings
 from rewrite.report import Report
 from rewrite.report.json import restored
@@ -34,7 +35,7 @@ class StoredProgram:
     Attributes:
         graphs: the graphs ``"captured"`` and ``"rewritten"`` as JSON.
         report: of the run that made it.
-        one_row, value_rules: as in :class:`~rewrite.result.Program`.
+        one_row, value_rules, plan: as in :class:`~rewrite.result.Program`.
         constants: the tensors that belong to the program alone, by name.
         sample: flat inputs of a call.
         outputs: all flat outputs for it, values of mutations last.
@@ -44,6 +45,7 @@ class StoredProgram:
     report: Report
     one_row: bool = True
     value_rules: tuple[str, ...] = ()
+    plan: Plan | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     sample: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
@@ -89,7 +91,6 @@ class Artifact:
         weights: what the programs read besides their constants, by name; parameters as such. The names are unique over
             all programs.
         attributes: plain values that the model has as attributes.
-        plan: the decisions of the run as text, where they were kept.
     """
 
     model: str
@@ -97,7 +98,6 @@ class Artifact:
     programs: tuple[StoredProgram, ...]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    plan: str | None = None
 
     def members(self) -> dict[str, bytes]:
         """The contents of the files in the archive, by name.
@@ -132,13 +132,14 @@ class Artifact:
             "weights": layout,
             "samples": sample_layout,
         }
-        members = {
+        plans = [program.plan for program in self.programs]
+        return {
             "programs.json": _json(data),
+            "plan.json": _json([None if plan is None else json.loads(plan.to_json()) for plan in plans]),
             "report.json": _json([program.report.to_dict() for program in self.programs]),
             "weights.safetensors": weights,
             "samples.safetensors": drawn,
         }
-        return members if self.plan is None else {**members, "plan.json": self.plan.encode()}
 
     @classmethod
     def of(cls, members: Mapping[str, bytes]) -> Artifact:
@@ -152,30 +153,30 @@ class Artifact:
             tensors = unpack(members["weights.safetensors"], data["weights"])
             samples = unpack(members["samples.safetensors"], data["samples"])
             reports = [Report.from_dict(report) for report in json.loads(members["report.json"])]
+            plans = [plan and Plan.from_json(json.dumps(plan)) for plan in json.loads(members["plan.json"])]
             programs = tuple(
                 StoredProgram(
                     each["graphs"],
                     report,
                     each["one_row"],
                     tuple(each["value_rules"]),
+                    plan,
                     {name: tensors.pop(f"program {i}/{name}") for name in each["constants"]},
                     _values(each["sample"], samples),
                     _values(each["outputs"], samples),
                 )
-                for i, (each, report) in enumerate(zip(data["programs"], reports, strict=True))
+                for i, (each, report, plan) in enumerate(zip(data["programs"], reports, plans, strict=True))
             )
             # what is malformed is found here, and not where it is used
             _ = [(stored.weights, stored.devices) for stored in programs]
-            plan = members.get("plan.json")
             return cls(
                 data["model"],
                 restored(Settings, data["settings"]),
                 programs,
                 tensors,
                 {key: decode(value, _no_node) for key, value in data["attributes"].items()},
-                None if plan is None else plan.decode(),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, InputError, PlanError) as error:
             raise ArtifactError(f"the file is not as this version writes it ({error!r}); save it again") from error
 
 

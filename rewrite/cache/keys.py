@@ -49,6 +49,8 @@ def key_of(model: nn.Module, recipe: Recipe, args: tuple[Any, ...], kwargs: Mapp
     """
     if recipe.listeners:
         raise DoubtError("listeners hear what is done, and an entry does nothing")
+    if recipe.plan is not None:
+        raise DoubtError("a plan decides what is done, and saves the search")
     if compat.are_modes_active():
         raise DoubtError("a mode of torch that changes calls is active")
     if compat.has_global_hooks():

@@ -127,8 +127,9 @@ class Entry:
         for name in program.graph.program.results:
             constants.pop(name, None)
         stored = StoredProgram(
-            stored_graphs(captured, program.graph), program.report, program.one_row, constants=constants
-        )
+            stored_graphs(captured, program.graph), program.report, program.one_row, plan=program.plan,
+            constants=constants,
+        )  # fmt: skip
         members = Artifact(self.name, settings, (stored,)).members()
         members[_SOURCES] = json.dumps(sources_of(self.key.modules, captured)).encode()
         return packed(members, {"model": self.name, "pipeline": settings.pipeline})

@@ -14,7 +14,8 @@ from torch.fx import GraphModule, Node
 from rewrite import compat
 from rewrite.dynamo import decline
 from rewrite.dynamo.arguments import Argument, arguments_of
-from rewrite.dynamo.modes import detach_regions, explicit_autocast
+from rewrite.dynamo.autocast import effective_autocast, explicit_autocast
+from rewrite.dynamo.gradients import detach_regions
 from rewrite.trace import build, normalize
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
     differentiate = torch.is_grad_enabled() and any(
         isinstance(argument.recorded, Tensor) and argument.recorded.requires_grad for argument in arguments
     )
-    traced, signature = compat.functional_graph(module, [argument.recorded for argument in arguments])
+    with effective_autocast(module) as program:
+        traced, signature = compat.functional_graph(program, [argument.recorded for argument in arguments])
     own = len(signature.parameters) + len(signature.buffers)
     recorded = tuple(node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")[own:])
     for value, argument in zip(recorded, arguments, strict=True):
@@ -87,8 +89,7 @@ def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
     inputs = [argument for argument in arguments if not argument.is_weight]
     _sign(traced.graph, [argument.name for argument in inputs])
     with compat.without_autocast():
-        program = GraphModule(tensors, traced.graph)
-        graph = normalize(build(program, [argument.recorded for argument in inputs]))
+        graph = normalize(build(GraphModule(tensors, traced.graph), [argument.recorded for argument in inputs]))
         graph.check()
     return Lifted(graph, arguments, recorded, differentiate, results, returned)
 

@@ -1,7 +1,11 @@
-"""What a run did, as a table, as a diff with the user's source lines, and as plain data."""
+"""What a run did and did not do, as a table, as a diff with the user's source lines, as findings, and as plain data."""
 
 from rewrite.report.data import Report
 from rewrite.report.diff import Diff, Hunk
+from rewrite.report.explanation import Coverage, Explanation, explanation_of
+from rewrite.report.findings import Finding, Place
 from rewrite.report.refusals import refusals_text
 
-__all__ = ["Diff", "Hunk", "Report", "refusals_text"]
+__all__ = [
+    "Coverage", "Diff", "Explanation", "Finding", "Hunk", "Place", "Report", "explanation_of", "refusals_text",
+]  # fmt: skip

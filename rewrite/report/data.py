@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rewrite.cost import Counts
@@ -13,11 +14,14 @@ from rewrite.errors import InputError
 from rewrite.names import nearest
 from rewrite.report.diff import Diff, diff_of
 from rewrite.report.json import report_data, report_fields
+from rewrite.report.script import reproduction
 from rewrite.report.table import report_text, rule_names
 from rewrite.verdict import Verdict
 
 if TYPE_CHECKING:
-    from rewrite.driver import Refused
+    import os
+
+    from rewrite.driver import Commit, Refused, Rejection
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +62,7 @@ class Report:
             refused
             for record in self.records
             for refused in record.refused
-            if rule in (None, refused.rule, _name(record))
+            if rule in (None, refused.rule, record.name)
         ]
 
     def diff(self, rule: str | None = None, collapse: bool = False, algebra: bool = True) -> Diff:
@@ -76,6 +80,46 @@ class Report:
         self._require(rule)
         commits = [commit for record in self.records for commit in record.commits]
         return diff_of([commit for commit in commits if rule in (None, commit.rule, commit.step)], collapse, algebra)
+
+    def rejections(self, rule: str | None = None) -> list[Rejection]:
+        """The matches of a rule (or of any rule of a step) that were not made: they are not equal, or the rule failed.
+
+        Raises:
+            InputError: nothing of that name ran.
+        """
+        self._require(rule)
+        return [
+            rejection
+            for record in self.records
+            for rejection in record.rejections
+            if rule in (None, rejection.rule, record.name)
+        ]
+
+    def reproduce(self, rewrite: int | Commit | Rejection, path: str | os.PathLike[str] | None = None) -> str:
+        """One rewrite, or one rejected match, as a script that needs torch alone.
+
+        The script holds both sides and draws their inputs, as verification does, at the recorded sizes and with a batch
+        of two. It prints how much they differ, in the dtypes of the model and in float64, and exits with 1 where that
+        is more than the rule promises.
+
+        Args:
+            rewrite: the number of a rewrite, as in the diff, or one of ``rejections()``.
+            path: a file to write it to.
+
+        Raises:
+            InputError: there is no such rewrite, or nothing was built that could be compared.
+        """
+        text = reproduction(self._made(rewrite) if isinstance(rewrite, int) else rewrite, self.versions)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _made(self, number: int) -> Commit:
+        commits = {commit.number: commit for record in self.records for commit in record.commits}
+        if number not in commits:
+            there = f"numbers 1 to {max(commits)} were made" if commits else "no rewrite was made"
+            raise InputError(f"there is no rewrite number {number}; {there}")
+        return commits[number]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON: dictionaries, lists, strings and numbers.
@@ -97,7 +141,7 @@ class Report:
     def _require(self, rule: str | None) -> None:
         if rule is None:
             return
-        known = {_name(record) for record in self.records}
+        known = {record.name for record in self.records}
         known.update(name for record in self.records for name in rule_names(record))
         if rule not in known:
             fired = dict.fromkeys(commit.rule for record in self.records for commit in record.commits)
@@ -112,7 +156,3 @@ class Report:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _name(record: StepRecord) -> str:
-    return record.step.partition("{")[0]

@@ -1,4 +1,4 @@
-"""A report as plain data, and back."""
+"""Reports as plain data, and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewrite.errors import InputError
 if TYPE_CHECKING:
     from rewrite.report.data import Report
 
-FORMAT = 1
+FORMAT = 2
 
 _KEYS = {"model_name": "model", "records": "steps", "model_verdict": "verification"}
 """The fields of a report that go by another name in its data."""
@@ -23,17 +23,18 @@ _KEYS = {"model_name": "model", "records": "steps", "model_verdict": "verificati
 def report_data(report: Report) -> dict[str, Any]:
     """All of a report as dictionaries, lists, strings and finite numbers, for ``json.dumps``."""
     fields = {spec.name: getattr(report, spec.name) for spec in dataclasses.fields(report)}
-    return {"format": FORMAT, **{_KEYS.get(name, name): _plain(value) for name, value in fields.items()}}
+    return {"format": FORMAT, **{_KEYS.get(name, name): plain(value) for name, value in fields.items()}}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of dataclasses, lists, mappings, strings and numbers as JSON has it; numbers that it lacks are None."""
     if dataclasses.is_dataclass(value):
-        return {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+        return {spec.name: plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return {key: _plain(item) for key, item in value.items()} if hasattr(value, "items") else value
+    return {key: plain(item) for key, item in value.items()} if hasattr(value, "items") else value
 
 
 def report_fields(data: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:

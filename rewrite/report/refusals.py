@@ -6,12 +6,13 @@ import re
 import textwrap
 from typing import TYPE_CHECKING
 
+from rewrite.report.text import WIDTH
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rewrite.driver import Refused
 
-WIDTH = 100
 _PLACE = re.compile(r"'[^']*'(?: \([^()]*\))?")
 
 
@@ -19,8 +20,14 @@ def groups(refusals: Iterable[Refused]) -> list[list[Refused]]:
     """Refusals of one rule for one reason together, whatever nodes the reason names; the largest group first."""
     found: dict[tuple[str, str, str], list[Refused]] = {}
     for refused in refusals:
-        found.setdefault((refused.rule, _PLACE.sub("''", refused.reason), refused.remedy), []).append(refused)
+        key = refused.rule, without_places(refused.reason), without_places(refused.remedy)
+        found.setdefault(key, []).append(refused)
     return sorted(found.values(), key=len, reverse=True)
+
+
+def without_places(text: str) -> str:
+    """A sentence without the nodes and modules that it names: equal for the same reason in another place."""
+    return _PLACE.sub("''", text)
 
 
 def reason_text(refused: Refused) -> str:

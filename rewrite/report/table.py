@@ -6,7 +6,8 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rewrite.report.refusals import WIDTH, groups, reason_text
+from rewrite.report.refusals import groups, reason_text
+from rewrite.report.text import scaled, table, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _HEAD = ("pass", "found", "applied", "refused", "rejected", "draws", "time")
 _NAME = 46
-_PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 @dataclass
@@ -65,28 +65,25 @@ def report_text(report: Report) -> str:
     """
     made = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     paragraphs = [
-        [f"{report.model_name}{f' ({made})' if made else ''}", *_wrapped("pipeline  ", report.pipeline)],
-        _passes(report.records),
+        [f"{report.model_name}{f' ({made})' if made else ''}", *wrapped("pipeline  ", report.pipeline)],
+        _passes(report.records) if report.records else [],
         _costs(report.before, report.after),
-        [*_wrapped("verification  ", _verification(report.model_verdict)), *_wrapped("time  ", _split(report))],
-        [line for note in report.notes for line in _wrapped("note  ", note)],
+        [*wrapped("verification  ", _verification(report.model_verdict)), *wrapped("time  ", _split(report))],
+        [line for note in report.notes for line in wrapped("note  ", note)],
     ]
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
 
 
 def _passes(records: Sequence[StepRecord]) -> list[str]:
-    rows: list[tuple[tuple[str, ...], list[str], str]] = []
+    rows: list[tuple[tuple[str, ...], list[str], str]] = [(_HEAD, [], "")]
     for record in records:
         step, *rules = _rows(record)
         rows.append((step.cells(), [] if rules else step.remarks(), "  "))
         rows += [(rule.cells(), rule.remarks(), "    ") for rule in rules]
-    if not rows:
-        return []
-    widths = [max(len(cells[i]) for cells in (_HEAD, *(row[0] for row in rows))) for i in range(len(_HEAD))]
-    lines = [_aligned(_HEAD, widths)]
-    for cells, remarks, indent in rows:
-        lines.append(_aligned(cells, widths))
-        lines += [line for remark in remarks for line in _wrapped(indent, remark)]
+    lines: list[str] = []
+    for text, (_, remarks, indent) in zip(table([cells for cells, _, _ in rows]), rows, strict=True):
+        lines.append(text)
+        lines += [line for remark in remarks for line in wrapped(indent, remark)]
     return lines
 
 
@@ -102,7 +99,7 @@ def _rows(record: StepRecord) -> list[_Row]:
     step = _Row(_short(record.step), len(record.commits), record.refused, record.rejections, str(record.draws),
                 _seconds(record.seconds))  # fmt: skip
     names = rule_names(record)
-    if names in ([], [record.step.partition("{")[0]]):
+    if names in ([], [record.name]):
         return [step]
     return [step] + [
         _Row(
@@ -119,15 +116,6 @@ def _short(name: str) -> str:
     return textwrap.shorten(name, _NAME, placeholder="...") if " " in name else name[:_NAME]
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = zip(cells, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip()
-
-
-def _wrapped(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label), break_long_words=False)
-
-
 def _costs(before: Counts, after: Counts) -> list[str]:
     rows = [("", "before", "after", "change")]
     for label, name, unit in (
@@ -139,19 +127,9 @@ def _costs(before: Counts, after: Counts) -> list[str]:
         ("activations written per sample", "activation_bytes", "B"),
     ):
         old, new = getattr(before, name), getattr(after, name)
-        texts = [str(number) if unit == "" else _scaled(number, unit or "") for number in (old, new)]
+        texts = [str(number) if unit == "" else scaled(number, unit or "") for number in (old, new)]
         rows.append((label, *texts, f"{100 * (new - old) / old:+.0f} %" if old else ""))  # type: ignore[arg-type]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return [_aligned(row, widths) for row in rows]
-
-
-def _scaled(number: int, unit: str) -> str:
-    """Three digits and a decimal prefix: ``8.31 M``, ``33.2 MB``."""
-    value, power = float(number), 0
-    while float(f"{value:.3g}") >= 1000 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    text = f"{value:#.3g}".rstrip(".") if power else str(number)
-    return f"{text} {_PREFIXES[power]}{unit}".rstrip()
+    return table(rows)
 
 
 def _verification(verdict: Verdict | None) -> str:

@@ -128,6 +128,17 @@ class OptimizedModule(Mirror):
         return self._engine.newest()[0].program.report
 
     @property
+    def plan(self) -> Any:
+        """The rewrites that were made, a :class:`~rewrite.plan.Plan` to keep and to make again.
+
+        It is that of the first program; programs for other sizes of images have plans of their own.
+
+        Raises:
+            RewriteError: the model has not been captured yet.
+        """
+        return self._engine.newest()[0].program.plan
+
+    @property
     def graph_module(self) -> GraphModule:
         """The rewritten program in ATen operators, with folded weights as buffers.
 

@@ -23,6 +23,7 @@ class Program:
             change of weights such a program is captured anew instead of refolded.
         one_row: whether the program is right for a batch of one as well.
         time: seconds by phase, shared with the report; each lowering adds its own as it happens.
+        plan: the rewrites that were made, for ``result.plan``.
         captured: the graph before it was rewritten, with constants for its only tensors; None if it was not kept, and
             then the program cannot be saved.
         sample: the flat inputs of the example, of a free batch two rows.
@@ -35,6 +36,7 @@ class Program:
     value_rules: tuple[str, ...] = ()
     one_row: bool = True
     time: dict[str, float] = field(default_factory=dict)
+    plan: Any = None
     captured: Graph | None = None
     sample: tuple[Any, ...] = ()
     settings: Settings | None = None

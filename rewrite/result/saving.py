@@ -46,9 +46,7 @@ def artifact_of(source: nn.Module, root: Mirror, programs: Mapping[Specializatio
         stored.append(_stored(name, special, held, weights, root))
     program = next(iter(programs)).program
     assert program.settings is not None
-    plan = getattr(program, "plan", None)
-    text = None if plan is None else plan.to_json()
-    return Artifact(name, program.settings, tuple(stored), weights, _attributes(source), text)
+    return Artifact(name, program.settings, tuple(stored), weights, _attributes(source))
 
 
 def _stored(
@@ -77,8 +75,9 @@ def _stored(
         kept = constants.keys() | special.attributes
         graphs = stored_graphs(**graphs_of(graphs, device=change.device, dtypes=change.dtypes, kept=kept))
     return StoredProgram(
-        graphs, program.report, program.one_row, program.value_rules, constants, tuple(inputs), tuple(outputs)
-    )
+        graphs, program.report, program.one_row, program.value_rules, program.plan, constants, tuple(inputs),
+        tuple(outputs),
+    )  # fmt: skip
 
 
 def _converted(special: Specialization, leaf: Any) -> Any:

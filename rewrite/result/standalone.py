@@ -120,7 +120,7 @@ def _program(
     # what it took to lower it was another machine's time
     time = {phase: seconds for phase, seconds in stored.report.time.items() if phase != "lowering"}
     return Program(
-        graph, replace(stored.report, time=time), stored.value_rules, stored.one_row, time, captured,
+        graph, replace(stored.report, time=time), stored.value_rules, stored.one_row, time, stored.plan, captured,
         tuple(stored.inputs(device)), artifact.settings, standalone=True,
     )  # fmt: skip
 

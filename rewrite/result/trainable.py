@@ -145,6 +145,11 @@ class TransformedModule(nn.Module):
         return self._special.program.report
 
     @property
+    def plan(self) -> Any:
+        """The rewrites that were made, a :class:`~rewrite.plan.Plan` to keep and to make again."""
+        return self._special.program.plan
+
+    @property
     def graph_module(self) -> GraphModule:
         """The rewritten program in ATen operators over the model's own parameters and buffers."""
         special: Specialization = self._special

@@ -84,16 +84,17 @@ def _fact(stand_in: Node) -> Fact:
     while stack:
         node = stack.pop()
         for reader in node.users:
-            fact = fact.merge(_asked(reader, node))
-            if reader not in seen and _passes_on(reader, node):
+            found = view(reader)
+            fact = fact.merge(_asked(reader, node, found))
+            if reader not in seen and _passes_on(reader, found):
                 seen.add(reader)
                 stack.append(reader)
     return fact
 
 
-def _passes_on(reader: Node, node: Node) -> bool:
-    """Whether a reader's value has the same range of values."""
-    if isinstance(view(reader), (ops.Reshape, ops.Permute, ops.Copy, ops.Cast)):
+def _passes_on(reader: Node, found: ops.View | None) -> bool:
+    """Whether the value of a reader with this view has the same range of values."""
+    if isinstance(found, (ops.Reshape, ops.Permute, ops.Copy, ops.Cast)):
         return True
     name = name_of(reader)
     if name in ("unsqueeze", "squeeze", "expand", "slice", "select", "contiguous"):
@@ -102,8 +103,8 @@ def _passes_on(reader: Node, node: Node) -> bool:
     return name == "add" and any(isinstance(arg, (int, float)) and arg > 0 for arg in reader.args)
 
 
-def _asked(reader: Node, node: Node) -> Fact:
-    """What one operator asks of one of its arguments."""
+def _asked(reader: Node, node: Node, found: Any) -> Fact:
+    """What one operator, with this view, asks of one of its arguments."""
     name = name_of(reader)
     if name in POSITIVE_ARGUMENT:
         return _POSITIVE
@@ -115,7 +116,7 @@ def _asked(reader: Node, node: Node) -> Fact:
     index = _index(reader, node, name)
     if index is not None:
         return index
-    found = view(reader) or _tuple_view(reader)
+    found = found or _tuple_view(reader)
     match found:
         case BatchNorm():
             return _POSITIVE if node is found.var else _SCALE if node is found.weight else _PLAIN

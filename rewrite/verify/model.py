@@ -236,18 +236,30 @@ def _values(
     if not judgement.failure or graph.signature.mutations:
         return judgement
     nudged = []
-    for inputs in (_nudged(flat, seed) for seed in range(_NUDGES)):
+    unit = _coarsest(graph)
+    for inputs in (_nudged(flat, seed, unit) for seed in range(_NUDGES)):
         nudged.append(Sample(source(inputs), None if truths is None else evaluate_double(graph, inputs)))
     return judge(model, found, nudged, notes)
 
 
-def _nudged(flat: Sequence[Any], seed: int) -> list[Any]:
-    """The inputs with each value moved up or down by its last digit, or that of the root mean square."""
+def _coarsest(graph: Graph) -> float:
+    """The largest relative distance of neighbouring numbers in a dtype that the graph computes in."""
+    leaves = compat.tree_flatten([node.meta.get("val") for node in graph.calls() if not graph.is_constant(node)])[0]
+    dtypes = {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+    return max((float(torch.finfo(dtype).eps) for dtype in dtypes), default=0.0)
+
+
+def _nudged(flat: Sequence[Any], seed: int, unit: float) -> list[Any]:
+    """The inputs with each value moved up or down by its last digit, or that of the root mean square.
+
+    Where the model rounds to a coarser dtype inside, by a digit of that dtype, ``unit``.
+    """
     generator = torch.Generator().manual_seed(seed)
     known: dict[int, Any] = {}
     for leaf in flat:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in known:
             sign = (torch.rand(leaf.shape, generator=generator) < 0.5).to(leaf) * 2 - 1
             typical = leaf.double().square().mean().sqrt().to(leaf.dtype)
-            known[id(leaf)] = leaf + sign * torch.finfo(leaf.dtype).eps * torch.maximum(leaf.abs(), typical)
+            digit = max(float(torch.finfo(leaf.dtype).eps), unit)
+            known[id(leaf)] = leaf + sign * digit * torch.maximum(leaf.abs(), typical)
     return [known.get(id(leaf), leaf) for leaf in flat]

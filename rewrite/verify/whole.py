@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rewrite.verdict import Verdict
 
 
-def verify_whole(
+def compare_whole(
     model: nn.Module, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Verdict:
     """Compare a program with the model on a call.
@@ -27,9 +27,6 @@ def verify_whole(
         original: the graph as it was captured, with its weights.
         graph: the rewritten one.
         args, kwargs: the call.
-
-    Raises:
-        VerificationError: the program is not equal to the model within the bound.
     """
     # calls may write state (a step counter, running statistics): each side works on a copy of it
     program = graph.to_module({name: graph.weights[name].clone() for name in written_weights(graph)})
@@ -39,9 +36,21 @@ def verify_whole(
     name = type(model).__name__
     text = "agrees with the source" if verdict.accepted else f"does NOT agree with the source: {verdict.reason}"
     emit("verified", f"{name}: the whole model {text}", model=name, **verdict_data(verdict))
+    return verdict
+
+
+def verify_whole(
+    model: nn.Module, original: Graph, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Verdict:
+    """The verdict of :func:`compare_whole`.
+
+    Raises:
+        VerificationError: the program is not equal to the model within the bound.
+    """
+    verdict = compare_whole(model, original, graph, args, kwargs)
     if not verdict.accepted:
         raise VerificationError(
-            f"the rewritten {name} is not equal to the model, which is unchanged: "
-            f"{verdict.reason}; find the rewrite with fuel=, or leave its rule out with exclude="
+            f"the rewritten {type(model).__name__} is not equal to the model, which is unchanged: {verdict.reason}; "
+            "find the rewrite with rewrite.bisect, or leave its rule out with exclude="
         )
     return verdict

@@ -78,8 +78,25 @@ def test_modes_inside_the_call(mode, gradients):
         expected.square().sum().backward()
         for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=tolerance, atol=10 * tolerance, msg=name)
-    if not gradients and mode in ("plain", "no grad"):
+    if mode == "grad inside no grad" and not gradients:
+        assert "gradients are switched on" in log.graphs[0].reason
+        return
+    assert log.rewritten()
+    if not gradients:
+        # under autocast the norm of bfloat16 values has float32 parameters, and is folded all the same
         assert "fold-batch-norm-after" in log.rewrites()
+
+
+@torch.no_grad()
+def test_autocast_switched_off_inside_autocast():
+    model, log = Modes().eval(), Log()
+    x = torch.randn(2, 3, 9, 9)
+    fast = compiled(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = fast(x, "autocast"), model(x, "autocast")
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+    assert log.rewritten()
 
 
 def test_inference_mode_and_no_grad_and_frozen_parameters_fold():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import passes
 from rewrite.cache.fingerprint import DoubtError, Fingerprint
 from rewrite.cache.keys import key_of
-from rewrite.driver import Listener
+from rewrite.listener import Listener
 from rewrite.pipeline import Pipeline
 from rewrite.recipe import Recipe
 from rewrite.trace import bound

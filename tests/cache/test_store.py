@@ -73,6 +73,7 @@ def test_the_second_time_is_a_hit(cache: Path) -> None:
     assert str(first.graph_module.code) == str(second.graph_module.code)
     assert str(first.report.diff()) == str(second.report.diff())
     assert first.report.diff()
+    assert first.plan == second.plan
     assert second.report.model_verdict.accepted
 
 
@@ -171,20 +172,22 @@ def test_what_is_switched_off_leaves_nothing(cache: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_not_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from rewrite.driver import Listener
+    from rewrite.listener import Listener
 
     with caplog.at_level(logging.INFO, "rewrite"):
-        eager(small(), listeners=[Listener()])
+        plan = eager(small(), listeners=[Listener()]).plan
+        eager(small(), plan=plan)
         eager(small(), pipeline=nets.MaximumOfValues())
         hooked = small()
         hooked.register_forward_hook(lambda *_: None)
         eager(hooked)
     assert not entries(cache)
     reasons = reasons_of("cache-off", caplog)
-    assert len(reasons) == 3
+    assert len(reasons) == 4
     assert "listeners" in reasons[0]
-    assert "'maximum-of-values' holds for the present weights only" in reasons[1]
-    assert "has hooks" in reasons[2]
+    assert "a plan decides what is done" in reasons[1]
+    assert "'maximum-of-values' holds for the present weights only" in reasons[2]
+    assert "has hooks" in reasons[3]
 
 
 class Twice(nets.Small):

@@ -276,7 +276,7 @@ def refusals(model: nn.Module, *inputs: Tensor, training: bool = False) -> list[
 
 def test_batch_statistics_are_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert "the norm uses batch statistics" in refusals(model, torch.randn(2, 3, 6, 6))
+    assert "the norm keeps no running statistics" in refusals(model, torch.randn(2, 3, 6, 6))
 
 
 def test_training_is_refused():
@@ -313,7 +313,7 @@ def test_a_norm_that_is_read_elsewhere_is_refused():
         return self.conv(y) + y
 
     model = Block(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
-    assert "the norm is also read elsewhere" in refusals(model, torch.randn(2, 3, 6, 6))
+    assert "batch_norm in 'norm' is also read elsewhere" in refusals(model, torch.randn(2, 3, 6, 6))
 
 
 @pytest.mark.parametrize("first", ["norm", "linear"])
@@ -325,7 +325,12 @@ def test_a_norm_over_another_dimension_than_the_features_is_refused(first: str):
 
 def test_a_reshape_that_mixes_channels_is_refused():
     model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(16))
-    assert any("neither a convolution nor a linear layer" in reason for reason in refusals(model, torch.randn(2, 3, 6)))
+    assert "flatten stands between the layer and the norm" in refusals(model, torch.randn(2, 3, 6))
+
+
+def test_a_norm_of_something_else_is_refused():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    assert "it follows neither a convolution nor a linear layer" in refusals(model, torch.randn(2, 3, 6, 6))
 
 
 def test_a_kernel_that_depends_on_the_input_is_refused():
@@ -341,7 +346,7 @@ def test_statistics_that_depend_on_the_input_are_refused():
         return F.batch_norm(self.conv(x), mean, torch.ones(4))
 
     reasons = refusals(Block(forward, conv=nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 6, 6), torch.randn(4))
-    assert "the norm's parameters depend on the input" in reasons
+    assert "the norm's mean depends on the input" in reasons
 
 
 def test_a_convolution_without_batch_is_refused():
@@ -355,9 +360,69 @@ def test_a_cast_between_layer_and_norm_is_refused():
         return self.norm(self.conv(x.bfloat16()).float())
 
     model = Block(forward, conv=nn.Conv2d(3, 4, 3).bfloat16(), norm=nn.BatchNorm2d(4))
-    assert any(
-        "neither a convolution nor a linear layer" in reason for reason in refusals(model, torch.randn(2, 3, 6, 6))
-    )
+    reasons = refusals(model, torch.randn(2, 3, 6, 6))
+    assert "a conversion from bfloat16 to float32 stands between the layer and the norm" in reasons
+
+
+def remedies(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
+    """Reasons with remedies, of a model in training mode."""
+    result = rewrite(model.train(), FoldBatchNorm(), *inputs, training=True)
+    return {refused.reason: refused.remedy for refused in result.record.refused}
+
+
+def test_a_norm_is_told_to_evaluate_where_it_is_called():
+    x = torch.randn(2, 3, 6, 6)
+    reason = "the norm uses batch statistics"
+    assert remedies(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), x) == {reason: "call eval() on '1'"}
+    assert remedies(nn.BatchNorm2d(3), x) == {reason: "call eval() on the model"}
+
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return F.batch_norm(self.conv(x), torch.zeros(4), torch.ones(4), training=True)
+
+    remedy = remedies(Block(forward, conv=nn.Conv2d(3, 4, 3)), x)[reason]
+    assert remedy.startswith("pass training=False to batch_norm (test_fold_batch_norm.py:")
+
+
+def test_a_kernel_that_training_writes_is_told_so():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).train()
+    model[1].eval()
+    result = rewrite(model, FoldBatchNorm(), torch.randn(2, 3, 6, 6), training=True)
+    [refused] = result.record.refused
+    assert refused.reason == "the kernel depends on what the call writes"
+    assert refused.remedy.startswith("leave '0.parametrizations.weight.0._")
+
+
+def test_a_kernel_with_noise_is_told_so():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, F.dropout(self.kernel, 0.5, self.training)))
+
+    model = Block(forward, kernel=torch.randn(4, 3, 3, 3), norm=nn.BatchNorm2d(4))
+    model.train().norm.eval()
+    [refused] = rewrite(model, FoldBatchNorm(), torch.randn(2, 3, 6, 6), training=True).record.refused
+    assert refused.reason == "the kernel depends on what is not known to be the same at each call"
+    assert "dropout" in refused.remedy
+
+
+def test_a_permutation_is_not_blamed_for_what_else_stands_between():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu())
+
+    model = Block(forward, linear=nn.Linear(3, 4), norm=nn.BatchNorm2d(4))
+    assert "relu stands between the layer and the norm" in refusals(model, torch.randn(2, 3, 6, 6))
+
+
+def test_the_norm_of_joined_layers_is_told_to_part():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return self.norm(torch.cat([self.a(x), self.b(x)], 1))
+
+    model = Block(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(6))
+    assert "cat stands between the layers and the norm" in refusals(model, torch.randn(2, 3, 6, 6))
+
+    def other(self: Block, x: Tensor) -> Tensor:
+        return self.norm(torch.cat([self.a(x), self.b(x).relu()], 1))
+
+    model = Block(other, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(6))
+    assert "it follows neither a convolution nor a linear layer" in refusals(model, torch.randn(2, 3, 6, 6))
 
 
 def test_a_second_run_finds_nothing():

@@ -74,6 +74,37 @@ def test_a_layer_that_is_read_elsewhere_keeps_its_weights():
     assert any("is also read elsewhere" in reason for reason in result.reasons)
 
 
+def reasons(forward: Forward, **parts: object) -> list[tuple[str, str]]:
+    model = Block(forward, **{"layer": conv(4, 4, 1), "scale": torch.rand(4, 1, 1) + 1, **parts}).eval()
+    result = rewrite(model, FoldLayerScale(), torch.randn(2, 4, 6, 4))
+    assert not result.record.commits
+    return [(refused.reason, refused.remedy) for refused in result.record.refused]
+
+
+def test_what_stands_between_layer_and_factor_is_named():
+    [(reason, remedy)] = reasons(lambda self, x: self.layer(x).relu() * self.scale)
+    assert reason == "relu stands between the layer and the factor"
+    assert remedy.startswith("apply the factor before relu (")
+
+
+def test_a_factor_that_is_divided_is_told_to_swap():
+    assert reasons(lambda self, x: self.scale / self.layer(x)) == [
+        ("the factor is divided by the layer", "divide the layer by the factor")
+    ]
+
+
+def test_a_wider_factor_is_told_to_keep_the_dtype():
+    [(reason, remedy)] = reasons(lambda self, x: self.layer(x) * self.scale, scale=torch.rand(4, 1, 1).double())
+    assert reason == "the product turns torch.float32 into torch.float64"
+    assert remedy == "convert the factor to torch.float32"
+
+
+def test_gates_and_factors_of_no_layer_are_no_misses():
+    assert not reasons(lambda self, x: self.layer(x) * x.mean((2, 3), keepdim=True))
+    assert not reasons(lambda self, x: x * self.scale)
+    assert not reasons(lambda self, x: (self.layer(x) + x) * self.scale)
+
+
 def test_complex_layers_are_refused():
     model = Block(lambda self, x: self.layer(x) * self.scale, layer=nn.Linear(5, 6, dtype=torch.complex64))
     model.scale = nn.Parameter(torch.randn(6, dtype=torch.complex64))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passes import Reparameterize
+from rewrite.driver import Refused
 from tests.passes.blocks import Block, Branches, conv, conv_norm, merged
 from tests.passes.rewriting import assert_exact, rewrite, scatter
 
@@ -60,7 +63,7 @@ def test_a_branch_that_is_read_elsewhere_is_refused():
 
 def test_batch_statistics_are_refused():
     parts = [conv(4, 4, 3, padding=1), nn.Sequential(conv(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))]
-    assert "the norm uses batch statistics" in reasons(Branches(parts), torch.randn(IMAGE))
+    assert "the norm keeps no running statistics" in reasons(Branches(parts), torch.randn(IMAGE))
 
 
 def test_training_is_refused():
@@ -120,3 +123,102 @@ def test_max_kernel_bounds_the_merged_kernel():
 
 def test_pools_and_identities_alone_are_not_a_convolution():
     assert not reasons(Branches([nn.AvgPool2d(3, 1, 1), nn.Identity()]), torch.randn(IMAGE))
+
+
+# -- the culprit, and where nobody would expect a merge ---------------------------------------------------------------
+
+
+def misses(model: nn.Module, *inputs: Tensor, training: bool = False) -> list[Refused]:
+    result = rewrite(model if training else scatter(model), Reparameterize(), *inputs, training=training)
+    return [refused for refused in result.record.refused if refused.rule == "merge-branches"]
+
+
+def test_the_reader_outside_of_the_sum_is_the_culprit():
+    def forward(self: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.a(x)
+        return y + self.b(x), y.sigmoid(), y.tanh()
+
+    [found] = misses(Block(forward, a=conv(4, 4, 3, padding=1), b=conv(4, 4, 1)), torch.randn(IMAGE))
+    assert found.culprit_line.split(" = ")[1].startswith("aten.sigmoid(")
+    assert found.remedy.startswith("let sigmoid (")
+    matched = [line.split(" = ")[1].partition("(")[0] for line in found.matched]
+    assert matched == ["aten.conv2d", "aten.conv2d", "aten.add"]
+
+
+QUIET: dict[str, tuple[Callable[..., Tensor], int]] = {
+    "unrelated inputs": (lambda self, x, y: self.a(x) + self.b(y), 2),
+    "a layer between": (lambda self, x: self.a(self.b(x).relu()) + self.c(x), 1),
+    "one branch and its input": (lambda self, x: self.a(x).relu() + x, 1),
+    "a gate on one branch and its input": (lambda self, x: self.a(x) * x.mean((2, 3), keepdim=True) + x, 1),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_sums_that_nobody_would_merge_are_no_misses(name: str):
+    forward, count = QUIET[name]
+    model = Block(forward, **{part: conv(4, 4, 3, padding=1) for part in "abc"})
+    assert not misses(model, *(torch.randn(IMAGE) for _ in range(count)))
+
+
+NEAR: dict[str, tuple[Callable[..., Tensor], str, str]] = {
+    "gate": (
+        lambda self, x: self.a(x) * x.mean((2, 3), keepdim=True) + self.b(x),
+        "the factor of a branch depends on the input", "compute it from parameters",
+    ),
+    "factor of columns": (
+        lambda self, x: self.a(x) * self.columns + self.b(x),
+        "the factor of a branch is not one for each channel", "give it the shape [4, 1, 1]",
+    ),
+    "quotient": (
+        lambda self, x: self.scale / self.a(x) + self.b(x),
+        "a factor is divided by a branch", "divide the branch by it",
+    ),
+    "other dtype": (
+        lambda self, x: self.a(x).double() + self.b(x),
+        "a conversion from float32 to float64 stands between the layer and the sum", "add up before double",
+    ),
+    "rectified norm": (
+        lambda self, x: self.norm(self.a(x)).relu() + self.b(x).relu(),
+        "relu stands between the layer and the sum", "add up before relu",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near_misses_name_what_is_in_the_way(name: str):
+    forward, reason, remedy = NEAR[name]
+    model = Block(forward, a=conv(4, 4, 3, padding=1), b=conv(4, 4, 1), norm=nn.BatchNorm2d(4),
+                  scale=torch.rand(4, 1, 1) + 1, columns=torch.randn(5))  # fmt: skip
+    [found] = misses(model, torch.randn(IMAGE))
+    assert found.reason == reason
+    assert remedy in found.remedy
+    assert found.culprit
+
+
+def test_a_branch_of_another_dtype_is_a_miss():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x.bfloat16())
+
+    model = Block(forward, a=conv(4, 4, 3, padding=1), b=conv(4, 4, 1).bfloat16())
+    [found] = misses(model, torch.randn(IMAGE))
+    assert found.reason == "a branch is torch.bfloat16 and the sum torch.float32"
+    assert found.remedy == "compute it in torch.float32"
+
+
+def test_every_branch_that_is_in_the_way_has_its_remedy():
+    model = Branches([conv_norm(4, 3), conv_norm(4, 1), nn.ConvTranspose2d(4, 4, 3, padding=1)]).train()
+    [found] = misses(model, torch.randn(IMAGE), training=True)
+    assert found.reason == "the norm uses batch statistics"
+    assert found.remedy == (
+        "call eval() on 'parts.0.1'; call eval() on 'parts.1.1'; "
+        "write conv_transpose2d in 'parts.2' as a plain convolution, with its kernel flipped"
+    )
+    assert len(found.matched) == 9
+
+
+def test_a_training_norm_of_another_input_is_no_miss():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return self.a(self.b(x).relu()) + self.c(x)
+
+    model = Block(forward, a=conv_norm(4, 3), b=conv_norm(4, 3), c=conv_norm(4, 1)).train()
+    assert not misses(model, torch.randn(IMAGE), training=True)

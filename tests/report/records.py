@@ -31,7 +31,7 @@ def commit(number: int, block: int, channels: int = 64, rule: str = "fold-batch-
 
 
 def refused(node: str, reason: str, rule: str = "merge-parallel", remedy: str = "") -> Refused:
-    return Refused(rule, node, "stages.2", "net.py:90", reason, "'stride' (net.py:91)", remedy, 3)
+    return Refused(rule, node, "stages.2", "net.py:90", reason, "'stride' (net.py:91)", remedy)
 
 
 def records() -> list[StepRecord]:

@@ -17,7 +17,7 @@ def test_round_trip():
 
 def test_everything_is_in_it():
     data = report().to_dict()
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert data["model"] == "Net"
     assert [step["step"] for step in data["steps"]] == ["fold-constants", "reparameterize{max_kernel=31}", "simplify"]
     first = data["steps"][1]["commits"][0]
@@ -59,7 +59,7 @@ def test_what_json_lacks_comes_back_as_nan():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "has format 2, and this version reads 1"),
+        ({"format": 9}, "has format 9, and this version reads 2"),
         ({"steps": [{"step": 3}]}, "malformed"),
         ({"steps": 3}, "malformed"),
         ({"notes": None}, "malformed"),

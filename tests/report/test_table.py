@@ -1,7 +1,7 @@
 import pytest
 
 from rewrite.driver import StepRecord
-from rewrite.report.table import _scaled
+from rewrite.report.text import scaled
 from rewrite.verdict import Verdict
 from tests.report.records import commit, refused, report
 
@@ -73,4 +73,4 @@ def test_what_was_not_done_is_not_claimed():
      (999_500, "1.00 MB"), (1_234_567_890, "1.23 GB"), (10**15, "1.00 PB"), (10**19, "1.00e+04 PB")],
 )  # fmt: skip
 def test_numbers_have_three_digits_and_a_prefix(number: int, text: str):
-    assert _scaled(number, "B") == text
+    assert scaled(number, "B") == text

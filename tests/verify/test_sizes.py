@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rewrite.verify.sizes import Batch, Shrinkage, UndeterminedSizeError, batch_symbols, reach, shrinkages
+from rewrite.verify.sizes import (
+    Batch,
+    Shrinkage,
+    UndeterminedSizeError,
+    batch_symbols,
+    example_sizes,
+    reach,
+    shrinkages,
+)
 from tests.verify.fragments import whole
 from tests.verify.program import Program
 
@@ -87,8 +95,9 @@ def test_symbols_become_numbers_and_others_are_refused():
     batch = Batch(batch_symbols(graph), 3)
     rows, _, free = x.meta["val"].shape
     assert batch.concrete(rows * 49) == 147
-    with pytest.raises(UndeterminedSizeError, match="not a batch size"):
+    with pytest.raises(UndeterminedSizeError, match="not a size of the model's inputs"):
         batch.concrete(free)
+    assert Batch(batch_symbols(graph), 3, example_sizes(graph)).concrete(rows * free) == 24
 
 
 def test_the_reach_of_an_edge():

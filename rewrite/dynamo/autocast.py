@@ -1,18 +1,17 @@
-"""Modes inside a traced graph: regions without gradients, and regions of autocast, written into the program itself.
+"""Autocast, around a graph of Dynamo and in regions of it, written into the program as conversions.
 
-Dynamo leaves calls that switch a mode between the operators. A rewrite moves and replaces operators, so afterwards each
-operator must mean the same wherever it stands: what a region without gradients gives is detached, and the conversions
-that autocast makes become operators.
+A rewrite moves and replaces operators, so afterwards each must mean the same wherever it stands.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from rewrite import compat
 from rewrite.dynamo.decline import Declined
@@ -20,52 +19,14 @@ from rewrite.graph import fake_call
 from rewrite.provenance import location
 from rewrite.trace.errors import place
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 aten = torch.ops.aten
 
-_SET_GRAD = torch._C._set_grad_enabled
 _ENTER = torch.amp.autocast_mode._enter_autocast
 _EXIT = torch.amp.autocast_mode._exit_autocast
 _CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.other)
-
-
-# -- gradients --------------------------------------------------------------------------------------------------------
-
-
-def detach_regions(graph: fx.Graph, differentiate: bool) -> None:
-    """Detach what regions without gradients compute, where it leaves them, and drop the calls that switch the mode.
-
-    Args:
-        graph: changed in place.
-        differentiate: whether gradients are on at its beginning.
-
-    Raises:
-        Declined: gradients are switched on inside a graph that begins without them.
-    """
-    enabled = differentiate
-    inside: set[Node] = set()
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is _SET_GRAD:
-            enabled = bool(node.args[0])
-            if enabled and not differentiate:
-                raise Declined(f"gradients are switched on{place(location(node))} inside a call without them")
-            graph.erase_node(node)
-        elif node.op == "call_function" and differentiate and not enabled:
-            inside.add(node)
-    for node in inside:
-        leaving = [user for user in node.users if user not in inside and user.op != "placeholder"]
-        if leaving and isinstance(node.meta.get("val"), Tensor):
-            _detach(graph, node, leaving)
-
-
-def _detach(graph: fx.Graph, node: Node, readers: list[Node]) -> None:
-    with graph.inserting_after(node):
-        detached = graph.call_function(aten.detach.default, (node,))
-    detached.meta = dict(node.meta)
-    for reader in readers:
-        reader.replace_input_with(node, detached)
-
-
-# -- autocast ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,6 +38,36 @@ class _Setting:
     def entered(self, kind: str, dtype: torch.dtype | None, enabled: bool) -> _Setting:
         others = {other: known for other, known in self.dtypes.items() if other != kind}
         return _Setting({**others, kind: dtype or torch.get_autocast_dtype(kind)} if enabled else others)
+
+
+@contextlib.contextmanager
+def effective_autocast(module: GraphModule) -> Iterator[GraphModule]:
+    """A graph of Dynamo whose calls that switch autocast do so while it is traced, where they would only be recorded.
+
+    Otherwise a conversion to the dtype that a value has without autocast (``y.float()``) is traced as none.
+    """
+    if not module.graph.find_nodes(op="call_function", target=_ENTER):
+        yield module
+        return
+    entered: list[Any] = []
+
+    def enter(*args: Any) -> None:
+        entered.append(torch.amp.autocast(*args))
+        entered[-1].__enter__()
+
+    def leave(_: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    nodes = fx.Graph()
+    mapping: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        copied = mapping[node] = nodes.node_copy(node, mapping.__getitem__)
+        copied.target = {_ENTER: enter, _EXIT: leave}.get(node.target, node.target)
+    try:
+        yield GraphModule(module, nodes)
+    finally:
+        while entered:
+            leave(None)
 
 
 def explicit_autocast(graph: fx.Graph, mode: compat.FakeTensorMode) -> None:

@@ -1,0 +1,90 @@
+"""A captured model and what a recipe made of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from rewrite.cost import count
+from rewrite.plan import Plan
+from rewrite.report import Report
+from rewrite.result import Program
+from rewrite.versions import versions
+
+if TYPE_CHECKING:
+    from rewrite.driver import Commit, StepRecord
+    from rewrite.graph import Graph
+    from rewrite.recipe import Recipe
+    from rewrite.trace import Capture
+    from rewrite.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """What a recipe made of a captured model, not yet compared with the model as a whole.
+
+    Attributes:
+        captured: the model; its graph is as it was captured.
+        recipe: what was done.
+        graph: the rewritten graph.
+        records: what each step did.
+        seconds: what that took.
+        notes: what the user should know besides what capture noticed, a sentence each.
+    """
+
+    captured: Capture
+    recipe: Recipe
+    graph: Graph
+    records: list[StepRecord]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, captured: Capture, recipe: Recipe) -> Rewriting:
+        """Rewrite a copy of a captured graph.
+
+        Raises:
+            CycleError: rules undo each other.
+            PlanError: the recipe's plan is not for this program.
+        """
+        started = time.perf_counter()
+        graph = captured.graph.copy()
+        records = recipe.apply(graph)
+        notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
+        return cls(captured, recipe, graph, records, time.perf_counter() - started, notes)
+
+    @property
+    def commits(self) -> list[Commit]:
+        """The rewrites, in order."""
+        return [commit for record in self.records for commit in record.commits]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The rewrites as a value."""
+        return Plan.of(self.recipe.pipeline, self.recipe.exclude, self.records, self.captured.graph, self.graph)
+
+    def noting(self, note: str) -> Rewriting:
+        """The same with one more note."""
+        return replace(self, notes=(*self.notes, note))
+
+    def program(self, verdict: Verdict | None) -> Program:
+        """The program with its report.
+
+        Args:
+            verdict: what the comparison of the whole model said, None where it was not made.
+        """
+        matching = sum(record.verify_seconds for record in self.records)
+        split = {
+            "capture": self.captured.seconds,
+            "passes": self.seconds - matching,
+            "verification": matching + (verdict.seconds if verdict else 0.0),
+        }
+        original, recipe = self.captured.graph, self.recipe
+        report = Report(
+            type(self.captured.model).__name__, str(recipe.pipeline), self.records, count(original), count(self.graph),
+            verdict, split, (*self.captured.notes, *self.notes), versions(),
+        )  # fmt: skip
+        values = recipe.value_rules(self.records)
+        return Program(self.graph, report, values, self.captured.one_row, split, self.plan)
