@@ -1,7 +1,8 @@
 """All CPU measurements, one after the other."""
 
-from benchmarks import cpu, phases, staleness
+from benchmarks import cpu, phases, second_process, staleness
 
 phases.main()
 staleness.main()
+second_process.main([])
 cpu.main([])

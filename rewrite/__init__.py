@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import Bisection, bisect, explain, optimize, transform
+    from rewrite.api import Bisection, bisect, explain, load, optimize, transform
     from rewrite.errors import (
+        ArtifactError,
         CaptureError,
         CycleError,
         InputError,
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
-    "explain": "rewrite.api",
-    "RewriteError": "rewrite.errors", "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
+    "explain": "rewrite.api", "load": "rewrite.api",
+    "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "CaptureError": "rewrite.errors",
+    "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
     "VerificationError": "rewrite.errors", "PlanError": "rewrite.errors",
     "Pass": "rewrite.pipeline", "Pipeline": "rewrite.pipeline",
@@ -51,9 +53,9 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Bisection", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass", "Pipeline",
-    "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError", "VerificationError",
-    "__version__", "bisect", "explain", "optimize", "transform",
+    "ArtifactError", "Bisection", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass",
+    "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
+    "VerificationError", "__version__", "bisect", "explain", "load", "optimize", "transform",
 ]  # fmt: skip
 
 

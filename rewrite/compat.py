@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._dispatch.python import enable_python_dispatcher as python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten, treespec_dumps, treespec_loads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +27,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "TreeSpec",
+    "are_modes_active",
     "argument_names",
     "autocast",
     "cpp_compiler",
@@ -38,7 +39,10 @@ __all__ = [
     "functional_graph",
     "grad_region",
     "graph_number",
+    "has_device",
+    "has_global_hooks",
     "has_unbacked_size",
+    "hint",
     "inductor_compile",
     "inductor_compile_traced",
     "inductor_mode",
@@ -54,9 +58,12 @@ __all__ = [
     "statically_known_true",
     "signature_trees",
     "specialize_floats",
+    "symbolic_mode",
     "tree_flatten",
     "tree_map",
     "tree_unflatten",
+    "treespec_dumps",
+    "treespec_loads",
     "uncompiled",
     "unlift",
     "without_autocast",
@@ -85,11 +92,43 @@ def fake_mode_of(graph: torch.fx.Graph) -> FakeTensorMode | None:
     return None
 
 
+def symbolic_mode(hints: Mapping[str, int]) -> tuple[FakeTensorMode, dict[str, torch.SymInt]]:
+    """A new fake mode and symbolic sizes in it, by name; ``hints`` are the numbers that they have in an example."""
+    from torch._dynamo.source import ConstantSource
+
+    shapes = ShapeEnv()
+    sizes: dict[str, Any] = {}
+    for name, number in hints.items():
+        symbol = shapes.create_symbol(number, ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC)
+        sizes[name] = shapes.create_symintnode(symbol, hint=number)
+    return FakeTensorMode(shape_env=shapes), sizes
+
+
+def hint(size: torch.SymInt) -> int:
+    """The number that a symbolic size has in the example that it was traced with."""
+    return int(size.node.hint)
+
+
 def on_optimizer_step(hook: Callable[..., None]) -> torch.utils.hooks.RemovableHandle:
     """Call ``hook(optimizer, args, kwargs)`` after each step of any optimizer, fused ones included."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     return register_optimizer_step_post_hook(hook)
+
+
+def are_modes_active() -> bool:
+    """Whether a mode that changes what operators do is active: of functions (a default device), or of dispatch."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return bool(_get_current_function_mode_stack() or _get_current_dispatch_mode_stack())
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered that run at every call of any module."""
+    from torch.nn.modules import module
+
+    return bool(module._has_any_global_hook())
 
 
 def is_any_autocast() -> bool:
@@ -116,6 +155,14 @@ def device_kinds() -> tuple[str, ...]:
     """The kinds of devices that this process can compute on: ``"cpu"``, and the accelerator's."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
+def has_device(name: str) -> bool:
+    """Whether this process can compute on a device such as ``"cuda:1"``."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        return True
+    return device.type in device_kinds() and (device.index or 0) < torch.accelerator.device_count()
 
 
 def inductor_compile(

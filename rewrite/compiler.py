@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rewrite.errors import PlanError
 from rewrite.events import emit
+from rewrite.result.modes import uncollected
+from rewrite.result.reading import constants_of
+from rewrite.revival import revive
 from rewrite.rewriting import Rewriting
-from rewrite.trace import capture, check_model, unwrap
-from rewrite.verify import verify_whole
+from rewrite.trace import capture, check_model, method_of, unwrap
+from rewrite.verify import sample_of, verify_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rewrite.recipe import Recipe
+    from rewrite.cache import ProgramCache
+    from rewrite.cache.store import Entry
+    from rewrite.graph import Graph
+    from rewrite.recipe import Recipe, Settings
     from rewrite.result import Program
     from rewrite.trace import Capture
+
+_RESTORED = "restored from the cache: the matches were verified when it was made, the whole model again"
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Compiler:
         model: the module, wrapped or not.
         recipe: what is done to its graph.
         training: capture training behaviour and gradients; else the model has to be in evaluation mode.
+        cache: keeps programs between processes; None for none. Not for training.
 
     Raises:
         InputError, CaptureError: the model cannot be compiled, whatever the example.
@@ -39,6 +49,7 @@ class Compiler:
     model: nn.Module
     recipe: Recipe
     training: bool = False
+    cache: ProgramCache | None = None
     _begun: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +64,38 @@ class Compiler:
             PlanError: the plan is not for the first program.
             VerificationError: the program as a whole is not equal to the model.
         """
+        started = time.perf_counter()
+        entry = None if self.cache is None else self.cache.entry(self.model, self.recipe, args, kwargs)
+        program = None if entry is None else self._restore(entry, args, kwargs, started)
+        if program is None:
+            program = self._make(args, kwargs)
+            if entry is not None:
+                entry.store(self.model, program)
+        return program
+
+    def _restore(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], started: float) -> Program | None:
+        """The program of a cache entry, checked against the model; None where there is none that passes."""
+        stored = entry.read()
+        if stored is None:
+            return None
+        try:
+            with uncollected():
+                program = revive(
+                    self.model, stored, args, kwargs, settings=self._settings(), phase="cache", note=_RESTORED,
+                    whole=self.recipe.verify != "off",
+                )  # fmt: skip
+        except Exception as error:  # an entry may be of anything; then the model is captured, and tells what is wrong
+            entry.miss(f"{type(error).__name__}: {error}")
+            return None
+        spent = program.time["cache"] = time.perf_counter() - started - program.time["verification"]
+        emit("cache-hit", f"{entry.name}: restored in {spent:.2f} s", model=entry.name, key=entry.key.digest,
+             seconds=spent)  # fmt: skip
+        return program
+
+    def _settings(self) -> Settings:
+        return self.recipe.settings(method_of(self.model))
+
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         captured = capture(self.model, args, kwargs, training=self.training)
         name = type(captured.model).__name__
         emit("captured", f"{name}: captured in {captured.seconds:.2f} s", model=name, seconds=captured.seconds,
@@ -62,7 +105,13 @@ class Compiler:
         if self.recipe.verify != "off":
             verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
         self._begun.set()
-        return rewriting.program(verdict)
+        program = rewriting.program(verdict)
+        if self.training:  # the parameters are the model's, so there is nothing to save
+            return program
+        original = captured.graph
+        sample = sample_of(original, captured.flat_inputs)
+        original.weights = constants_of(captured.model, original)
+        return replace(program, captured=_slim(original), sample=sample, settings=self._settings())
 
     def _rewriting(self, captured: Capture) -> Rewriting:
         try:
@@ -73,3 +122,10 @@ class Compiler:
             emit("plan-left", f"this program is searched: {error}")
         searched = Rewriting.of(captured, replace(self.recipe, plan=None))
         return searched.noting("the plan is not for this program, which was searched with the plan's pipeline")
+
+
+def _slim(graph: Graph) -> Graph:
+    """The graph with no more in the metadata of its nodes than what files keep of it."""
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in node.meta}
+    return graph

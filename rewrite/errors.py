@@ -34,6 +34,10 @@ class VerificationError(RewriteError):
     """The rewritten model is not equal to the source within the bound; the source is unchanged."""
 
 
+class ArtifactError(RewriteError):
+    """A result cannot be saved, or a file cannot be loaded; nothing was changed."""
+
+
 class PlanError(RewriteError):
     """A plan cannot be read, or is not for this program."""
 

@@ -23,6 +23,23 @@ Verify = Literal["off", "default", "thorough"]
 
 
 @dataclass(frozen=True)
+class Settings:
+    """A recipe as text and numbers, to be kept in files.
+
+    Attributes:
+        pipeline: the text of the pipeline.
+        exclude, verify, fuel: as in :class:`Recipe`.
+        method: the method of the model that was captured, None for ``forward``.
+    """
+
+    pipeline: str
+    exclude: tuple[str, ...] = ()
+    verify: str = "default"
+    fuel: int | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A pipeline and how it is run.
 
@@ -50,6 +67,10 @@ class Recipe:
             raise InputError(f"verify={self.verify!r} is not one of 'off', 'default', 'thorough'")
         if self.fuel is not None and self.fuel < 0:
             raise InputError(f"fuel={self.fuel!r} is not a count; pass a whole number, or None for no limit")
+
+    def settings(self, method: str | None = None) -> Settings:
+        """The recipe as text; listeners and rules that no text names are lost."""
+        return Settings(str(self.pipeline), self.exclude, self.verify, self.fuel, method)
 
     def apply(self, graph: Graph) -> list[StepRecord]:
         """Rewrite a graph in place, check its invariants, and drop the weights that it does not need any more.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live
+from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
-from rewrite.result import OptimizedModule, TransformedModule
+from rewrite.result import OptimizedModule, TransformedModule, released
 from rewrite.trace import bound, unwrap
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def optimize(
     fuel: int | None = None,
     plan: Plan | str | None = None,
     listeners: Sequence[Listener] = (),
+    release: bool = False,
+    cache: bool = True,
 ) -> OptimizedModule:
     """Rewrite a model for inference; the result has been checked against the model itself.
 
@@ -58,6 +61,10 @@ def optimize(
             example has to give the program that the plan is for; programs for other sizes of images are searched where
             the plan is not for them.
         listeners: hear every match, miss and rewrite as it happens.
+        release: the result keeps copies of the weights that it still needs, and nothing of the model, whose memory is
+            free as soon as you drop it. It does not follow the model, and takes calls like the example, of any batch.
+        cache: use programs that an earlier process made of the same model, and keep this one for later processes. They
+            are checked against the model as new ones are.
 
     Returns:
         A module with the model's signature and ``state_dict``, and with ``report``, ``graph_module`` and ``refold()``.
@@ -68,15 +75,20 @@ def optimize(
         PipelineError: an unknown pass or option.
         PlanError: the plan cannot be read, or is not for this model and example.
         VerificationError: the rewritten model as a whole is not equal to the source.
+        ArtifactError: with ``release``: something in the program cannot be separated from the model.
     """
+    given = example_inputs is not None or example_kwargs is not None
     if isinstance(model, OptimizedModule):
-        return model
+        return released(model) if release else model
+    if release and not given:
+        raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners))
-    result = OptimizedModule(model, Compiler(model, recipe).compile, lowering_of(lower))
-    if example_inputs is not None or example_kwargs is not None:
+    compiler = Compiler(model, recipe, cache=default_cache() if cache else None)
+    result = OptimizedModule(model, compiler.compile, lowering_of(lower))
+    if given:
         result.specialize(*call_of(example_inputs, example_kwargs))
-    return result
+    return released(result) if release else result
 
 
 def transform(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from rewrite.cost import Counts
+from rewrite.driver import StepRecord
 from rewrite.errors import InputError
 from rewrite.names import nearest
 from rewrite.report.diff import Diff, diff_of
-from rewrite.report.json import report_data
+from rewrite.report.json import report_data, report_fields
 from rewrite.report.script import reproduction
 from rewrite.report.table import report_text, rule_names
+from rewrite.verdict import Verdict
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
 
-    from rewrite.cost import Counts
-    from rewrite.driver import Commit, Refused, Rejection, StepRecord
-    from rewrite.verdict import Verdict
+    from rewrite.driver import Commit, Refused, Rejection
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,6 +128,15 @@ class Report:
         (infinities and NaN) are None.
         """
         return report_data(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """The report that :meth:`to_dict` gave; numbers that JSON does not have come back as NaN.
+
+        Raises:
+            InputError: data of another format, or malformed.
+        """
+        return cls(**report_fields(data, get_type_hints(cls)))
 
     def _require(self, rule: str | None) -> None:
         if rule is None:

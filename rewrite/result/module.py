@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rewrite.artifact import packed, write
 from rewrite.errors import CaptureError, RewriteError
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find
-from rewrite.result.reading import read_through, refuse_export, refuse_pickling
+from rewrite.result.reading import read_through, refuse_export
 from rewrite.trace.guard import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch.fx import GraphModule
 
@@ -51,6 +53,8 @@ class OptimizedModule(Mirror):
         source: the model, in evaluation mode; never changed.
         compile_program: captures, rewrites and verifies the model for the arguments of an example call.
         lowering: runs graphs; None runs them operator by operator.
+        programs: the programs of the model that exist already.
+        private: nobody else has the model, so the result takes its tensors over and leaves it none.
 
     Raises:
         CaptureError: a part of the model cannot be captured, or is not initialized.
@@ -63,13 +67,19 @@ class OptimizedModule(Mirror):
         source: nn.Module,
         compile_program: Callable[[tuple[Any, ...], dict[str, Any]], Program],
         lowering: Lowering | None = None,
+        programs: Iterable[Program] = (),
+        private: bool = False,
     ):
         source = unwrap(source)
         for name, tensor in itertools.chain(source.named_parameters(), source.named_buffers()):
             if nn.parameter.is_lazy(tensor):
                 raise CaptureError(f"'{name}' is not initialized; call the model once on an example input first")
         super().__init__(source, self)
-        self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
+        engine = self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
+        for program in programs:
+            engine.adopt(program)
+        if private:
+            engine.keep()
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -87,6 +97,24 @@ class OptimizedModule(Mirror):
     def refold(self) -> None:
         """Compute everything that was derived from weights again, whether or not a change was noticed."""
         self._engine.refresh(force=True)
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the programs, their weights and the report to a file that :func:`rewrite.load` reads.
+
+        The file holds no code and no pickles. What is needed to run is in it, and two rows of the example inputs with
+        their outputs, to check it with. A file of that name is replaced at once.
+
+        Raises:
+            ArtifactError: there is no program yet, or something in one that cannot be saved.
+            OSError: the file cannot be written.
+        """
+        write(path, self._packed())
+
+    def _packed(self) -> bytes:
+        artifact = self._engine.artifact()
+        return packed(artifact.members(), {"model": artifact.model, "pipeline": artifact.settings.pipeline})
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -180,10 +208,7 @@ class OptimizedModule(Mirror):
 
     def changes(self, module: nn.Module, fn: Callable[[Tensor], Tensor]) -> bool:
         """Whether ``fn`` changes a tensor of a part; if so, the result follows the model no longer."""
-        if self._engine.following and not self._engine.changes(module, fn):
-            return False
-        self._engine.stop_following()
-        return True
+        return self._engine.changes(module, fn)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
         twin = OptimizedModule.__new__(OptimizedModule)
@@ -195,4 +220,8 @@ class OptimizedModule(Mirror):
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return refuse_pickling()
+        """As the file that :meth:`save` writes: what is unpickled knows nothing of the model."""
+        from rewrite.result.standalone import unpickled  # which makes results
+
+        others = {key: value for key, value in self.__dict__.items() if key not in _OWN}
+        return unpickled, (self._packed(), self._engine.lowering), others

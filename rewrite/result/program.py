@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rewrite.graph import Graph
+    from rewrite.recipe import Settings
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Program:
         one_row: whether the program is right for a batch of one as well.
         time: seconds by phase, shared with the report; each lowering adds its own as it happens.
         plan: the rewrites that were made, for ``result.plan``.
+        captured: the graph before it was rewritten, with constants for its only tensors; None if it was not kept, and
+            then the program cannot be saved.
+        sample: the flat inputs of the example, of a free batch two rows.
+        settings: how the program was made.
+        standalone: whether the folded values are all there is: what they were computed from is gone.
     """
 
     graph: Graph
@@ -31,3 +37,7 @@ class Program:
     one_row: bool = True
     time: dict[str, float] = field(default_factory=dict)
     plan: Any = None
+    captured: Graph | None = None
+    sample: tuple[Any, ...] = ()
+    settings: Settings | None = None
+    standalone: bool = False

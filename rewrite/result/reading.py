@@ -21,6 +21,11 @@ def kinds(source: nn.Module, graph: Graph) -> tuple[frozenset[str], frozenset[st
     return registered, frozenset(name for name in names - registered if holder(source, name) is not None)
 
 
+def constants_of(source: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """The weights of a graph that no module of the model holds: tensors that forward makes of numbers."""
+    return {name: tensor for name, tensor in graph.weights.items() if holder(source, name) is None}
+
+
 def holder(root: nn.Module, name: str) -> dict[str, Any] | None:
     """The dict in which a module of the tree holds a parameter, a buffer or a tensor attribute, by qualified name."""
     path, _, key = name.rpartition(".")
@@ -70,11 +75,3 @@ def read_through(source: nn.Module, name: str) -> Any:
 def refuse_export() -> NoReturn:
     """Raise: what runs is not what is to be traced."""
     raise RewriteError("a rewritten module runs compiled code, which cannot be traced; export result.graph_module")
-
-
-def refuse_pickling() -> NoReturn:
-    """Raise: compiled code does not pickle."""
-    raise RewriteError(
-        "a rewritten module holds compiled code and cannot be pickled; save model.state_dict() and rewrite the model "
-        "again, or export result.graph_module"
-    )

@@ -80,7 +80,7 @@ class Specialization:
         self.inputs = tuple(str(node.target) for node in self.graph.inputs)
         self.names = weight_order(self.graph)
         self.written = written_weights(self.graph)
-        self.graph.program.keep(self.names)
+        self.graph.program.keep(() if program.standalone else self.names)
         self.folded = frozenset(self.graph.program.results)
         read = dict.fromkeys((*self.names, *self.graph.program.sources))
         self.reads = tuple(name for name in read if name in registered or name in attributes)

@@ -15,7 +15,7 @@ from rewrite.lowering import differentiable
 from rewrite.result import call
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights, execute, remember
-from rewrite.result.reading import holder, kinds, read_through, refuse_export, refuse_pickling
+from rewrite.result.reading import holder, kinds, read_through, refuse_export
 from rewrite.result.specialize import Misfit, Specialization
 from rewrite.trace.guard import unwrap
 
@@ -189,4 +189,12 @@ class TransformedModule(nn.Module):
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return refuse_pickling()
+        """Raise: its parameters are those of a model.
+
+        Raises:
+            RewriteError: always.
+        """
+        raise RewriteError(
+            f"the transformed {self._source._get_name()} computes with the parameters of its model and cannot be "
+            "pickled; pickle the model, and transform it again"
+        )

@@ -11,10 +11,11 @@ from rewrite.trace.capture import Capture, capture
 from rewrite.trace.device import retarget
 from rewrite.trace.guard import check_model, unwrap
 from rewrite.trace.isolate import isolated
-from rewrite.trace.method import bound
+from rewrite.trace.method import bound, class_of, method_of
 from rewrite.trace.normalize import normalize
 from rewrite.trace.twin import replica
 
 __all__ = [
-    "Capture", "bound", "build", "capture", "check_model", "isolated", "normalize", "replica", "retarget", "unwrap",
+    "Capture", "bound", "build", "capture", "check_model", "class_of", "isolated", "method_of", "normalize", "replica",
+    "retarget", "unwrap",
 ]  # fmt: skip

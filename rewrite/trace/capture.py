@@ -20,7 +20,7 @@ from rewrite.trace.compare import same
 from rewrite.trace.errors import capture_error, first_line, is_hopeless, place
 from rewrite.trace.export import Exported, export
 from rewrite.trace.isolate import isolated
-from rewrite.trace.judge import judge
+from rewrite.trace.judge import judge, takes_one_row
 from rewrite.trace.normalize import normalize
 from rewrite.trace.rehearse import changes, rehearse
 
@@ -79,7 +79,7 @@ def capture(
     with isolated(model):
         rehearsal = rehearse(model, args, kwargs)
         graph, plan, notes = _trace(model, args, kwargs, rehearsal, training)
-        one_row = _takes_one_row(model, graph, plan, args, kwargs)
+        one_row = takes_one_row(model, graph, args, kwargs)
     notes += _state_notes(rehearsal) + _constant_notes(graph, flat)
     if not one_row:
         notes.append("forward does something else with a batch of one, which is captured on its own")
@@ -123,20 +123,6 @@ def _trace(
             notes.append(_fixed_batch(flat, failure))
         return graph, plan, notes
     raise AssertionError("the last plan is static and either returns or raises")
-
-
-def _takes_one_row(model: nn.Module, graph: Graph, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the graph is also right for one row: export decides a branch on a batch of one without saying so."""
-    flat, spec = compat.tree_flatten((args, kwargs))
-    if not plan.carriers or flat[plan.carriers[0]].shape[0] == 1:
-        return True
-    row = [leaf[:1] if i in plan.carriers else leaf for i, leaf in enumerate(flat)]
-    args, kwargs = compat.tree_unflatten(row, spec)
-    try:
-        judge(model, graph, rehearse(model, args, kwargs), args, kwargs)
-    except Exception:  # the model itself may not take one row
-        return False
-    return True
 
 
 def _check_functions(model: nn.Module, exported: Exported, training: bool) -> None:

@@ -14,7 +14,7 @@ from rewrite.errors import CaptureError
 from rewrite.graph import is_random
 from rewrite.trace import twin
 from rewrite.trace.compare import difference, shared_memory
-from rewrite.trace.rehearse import change, changes
+from rewrite.trace.rehearse import change, changes, rehearse
 
 if TYPE_CHECKING:
     from rewrite.graph import Graph
@@ -50,6 +50,26 @@ def judge(model: nn.Module, graph: Graph, rehearsal: Rehearsal, args: tuple[Any,
                 _compare_sharing(name, graph, rehearsal.first, outputs, inputs, _tensors(graph, held, own))
         _compare_call(name, rehearsal, call, number, outputs, inputs, random)
         _compare_state(name, call, held, graph, own, random)
+
+
+def takes_one_row(model: nn.Module, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the graph is also right for one row: export decides a branch on a batch of one without saying so."""
+    flat, spec = compat.tree_flatten((args, kwargs))
+    carriers = [i for i, node in enumerate(graph.inputs) if _is_free(node.meta.get("val"))]
+    if not carriers or flat[carriers[0]].shape[0] == 1:
+        return True
+    row = [leaf[:1] if i in carriers else leaf for i, leaf in enumerate(flat)]
+    args, kwargs = compat.tree_unflatten(row, spec)
+    try:
+        judge(model, graph, rehearse(model, args, kwargs), args, kwargs)
+    except Exception:  # the model itself may not take one row
+        return False
+    return True
+
+
+def _is_free(value: Any) -> bool:
+    """Whether the first size of a recorded input is a symbol."""
+    return isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
 
 
 def _refuse_unseen_writes(

@@ -9,6 +9,8 @@ from torch import nn
 from rewrite.errors import InputError
 from rewrite.names import nearest
 
+_MARK = "_rewrite_method"
+
 
 def bound(model: nn.Module, method: str | None) -> nn.Module:
     """A module whose call is ``model.method(...)``; the model itself for None and ``"forward"``.
@@ -30,6 +32,16 @@ def bound(model: nn.Module, method: str | None) -> nn.Module:
     return _view(model, method)
 
 
+def class_of(model: nn.Module) -> type[nn.Module]:
+    """The class of a module, for one of :func:`bound` that of the model."""
+    return type(model).__bases__[0] if method_of(model) is not None else type(model)
+
+
+def method_of(model: nn.Module) -> str | None:
+    """The method that a module of :func:`bound` calls; None for any other module."""
+    return type(model).__dict__.get(_MARK)
+
+
 def _view(model: nn.Module, method: str) -> nn.Module:
     kind = type(model)
     function = getattr(kind, method)
@@ -37,7 +49,7 @@ def _view(model: nn.Module, method: str) -> nn.Module:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    members = {"forward": function, "__call__": call, "__module__": kind.__module__}
+    members = {"forward": function, "__call__": call, "__module__": kind.__module__, _MARK: method}
     view: nn.Module = object.__new__(type(f"{kind.__name__}.{method}", (kind,), members))
     object.__setattr__(view, "__dict__", model.__dict__)
     return view

@@ -10,11 +10,12 @@ constants, has the weights of the match in every draw.
 The reference is the old side in float64, and new may be off by ``MARGIN * max(|old - reference|, floor)``, where the
 floor is what no order of summation can promise to stay below: see :mod:`rewrite.verify.rounding`.
 
-:func:`verify_model` runs the rewritten program against the user's module, at the sizes of the example.
+:func:`verify_model` runs the rewritten program against the user's module, at the sizes of the example,
+and :func:`verify_recorded` a program against outputs that it gave before.
 """
 
 from rewrite.verify.match import MatchVerifier
-from rewrite.verify.model import verify_model
+from rewrite.verify.model import sample_of, verify_model, verify_recorded
 from rewrite.verify.whole import compare_whole, verify_whole
 
-__all__ = ["MatchVerifier", "compare_whole", "verify_model", "verify_whole"]
+__all__ = ["MatchVerifier", "compare_whole", "sample_of", "verify_model", "verify_recorded", "verify_whole"]

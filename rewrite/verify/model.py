@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +96,49 @@ def verify_model(
             if random:
                 note = "the model draws random numbers: only shapes and dtypes are compared"
             else:
-                again = partial(_call, source, graph, spec=spec)
-                judgement = _values(again, expected, found, graph, flat, reference)
+                judgement = _values(
+                    lambda inputs: _call(source, graph, inputs, spec).values,
+                    expected.values, found.values, graph, flat, reference,
+                )  # fmt: skip
                 failure, draws, error, note = judgement.failure, judgement.calls, judgement.error, judgement.note
     return Verdict(not failure, failure, draws, time.perf_counter() - started, error, note)
+
+
+def verify_recorded(
+    run: Callable[[Sequence[Any]], Sequence[Any]], graph: Graph, flat: Sequence[Any], recorded: Sequence[Any]
+) -> Verdict:
+    """Compare what a program computes with what it computed once, perhaps on another machine.
+
+    What was recorded may be about as far from the truth as what is computed now.
+
+    Args:
+        run: the program, from flat inputs to all flat outputs, values of mutations last; called once, and a few times
+            more where the first comparison fails.
+        graph: the program with its weights: the reference.
+        flat: the flat inputs.
+        recorded: all flat outputs that it gave.
+    """
+    started = time.perf_counter()
+    with torch.no_grad():
+        found = list(run(flat))
+        kinds = map(same_kind, map(str, range(len(recorded))), recorded, found)
+        failure = next(filter(None, kinds), "") if len(found) == len(recorded) else "it has another number of outputs"
+        random = any(is_random(node) for node in graph.nodes)
+        if not failure and not random:
+            failure = next(filter(None, map(_lost, range(len(recorded)), recorded, found)), "")
+        judgement = Judgement(failure, 0.0, 1, "")
+        if not failure and not random:
+            judgement = _values(run, found, recorded, graph, flat)
+    spent = time.perf_counter() - started
+    return Verdict(not judgement.failure, judgement.failure, judgement.calls, spent, judgement.error, judgement.note)
+
+
+def _lost(i: int, recorded: Any, found: Any) -> str:
+    """Whether an output is infinite or NaN where it was not, in words."""
+    if not isinstance(recorded, Tensor) or not (recorded.is_floating_point() or recorded.is_complex()):
+        return ""
+    count = int((torch.isfinite(recorded) & ~torch.isfinite(found)).sum())
+    return f"output {i} is infinite or NaN in {count} places where it was finite" if count else ""
 
 
 def _call(function: Callable[..., Any], graph: Graph, flat: Sequence[Any], spec: compat.TreeSpec) -> _Call:
@@ -123,6 +161,15 @@ def _narrowed(graph: Graph, flat: Sequence[Any]) -> list[Any]:
     if not given or max(given) <= ROWS:
         return list(flat)
     return [_cut(node, leaf, batch) for node, leaf in zip(graph.inputs, flat, strict=True)]
+
+
+def sample_of(graph: Graph, flat: Sequence[Any]) -> tuple[Any, ...]:
+    """Copies of the flat inputs of a call, of a free batch the first :data:`ROWS` rows, to check a program later."""
+    copies: dict[int, Any] = {}
+    return tuple(
+        copies.setdefault(id(leaf), leaf.detach().clone()) if isinstance(leaf, Tensor) else leaf
+        for leaf in _narrowed(graph, flat)
+    )
 
 
 def _cut(node: Node, leaf: Any, batch: Batch) -> Any:
@@ -170,29 +217,29 @@ def _owner(other: Hashable) -> str:
 
 
 def _values(
-    source: Callable[[Sequence[Any]], _Call],
-    expected: _Call,
-    found: _Call,
+    source: Callable[[Sequence[Any]], Sequence[Any]],
+    expected: Sequence[Any],
+    found: Sequence[Any],
     graph: Graph,
     flat: Sequence[Any],
-    reference: bool,
+    reference: bool = True,
 ) -> Judgement:
-    """Compare values; where that fails, once more with the model's own noise as what is allowed."""
+    """Compare values; where that fails, once more with the noise of ``source`` as what is allowed."""
     notes = []
     try:
         truths: list[Any] | None = evaluate_double(graph, flat) if reference else None
     except Exception as error:
         truths = None
         notes.append(f"there is no float64 reference ({type(error).__name__}), so the model itself is the reference")
-    model = Sample(expected.values, truths)
-    judgement = judge(model, found.values, [], notes)
+    model = Sample(expected, truths)
+    judgement = judge(model, found, [], notes)
     if not judgement.failure or graph.signature.mutations:
         return judgement
     nudged = []
     unit = _coarsest(graph)
     for inputs in (_nudged(flat, seed, unit) for seed in range(_NUDGES)):
-        nudged.append(Sample(source(inputs).values, None if truths is None else evaluate_double(graph, inputs)))
-    return judge(model, found.values, nudged, notes)
+        nudged.append(Sample(source(inputs), None if truths is None else evaluate_double(graph, inputs)))
+    return judge(model, found, nudged, notes)
 
 
 def _coarsest(graph: Graph) -> float:

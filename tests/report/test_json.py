@@ -1,6 +1,11 @@
 import json
 import math
 
+import pytest
+
+from rewrite import InputError
+from rewrite.report import Report
+from rewrite.report.json import restored
 from rewrite.verdict import Verdict
 from tests.report.records import report
 
@@ -33,3 +38,53 @@ def test_numbers_that_json_lacks_are_none():
     assert data["verification"]["error"] is None
     assert data["time"] == {"lowering": None}
     assert report(model_verdict=None).to_dict()["verification"] is None
+
+
+def test_a_report_comes_back():
+    made = report()
+    found = Report.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert found == made
+    assert (str(found), str(found.diff()), found.refusals()) == (str(made), str(made.diff()), made.refusals())
+    assert found.to_dict() == made.to_dict()
+    assert Report.from_dict(report(model_verdict=None).to_dict()).model_verdict is None
+
+
+def test_what_json_lacks_comes_back_as_nan():
+    found = Report.from_dict(report(time={"lowering": math.inf}).to_dict())
+    assert math.isnan(found.time["lowering"])
+    assert found.to_dict()["time"] == {"lowering": None}
+    assert "nan s" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 9}, "has format 9, and this version reads 2"),
+        ({"steps": [{"step": 3}]}, "malformed"),
+        ({"steps": 3}, "malformed"),
+        ({"notes": None}, "malformed"),
+        ({"model": None}, "malformed"),
+    ],
+)
+def test_something_else_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        Report.from_dict({**report().to_dict(), **change})
+    with pytest.raises(InputError, match="has format None"):
+        Report.from_dict([])
+
+
+def test_fields_that_are_new_take_their_defaults():
+    data = report().to_dict()
+    for commit in data["steps"][1]["commits"]:
+        del commit["text"]
+    assert all(commit.text == "" for commit in Report.from_dict(data).records[1].commits)
+
+
+def test_types_of_every_kind():
+    assert restored(tuple[int, str], [1, "a"]) == (1, "a")
+    assert restored(dict[str, tuple[float, ...]], {"a": [1, 2.5, None]})["a"][:2] == (1.0, 2.5)
+    assert restored(int | None, None) is None
+    with pytest.raises(TypeError):
+        restored(int, True)
+    with pytest.raises(ValueError, match="shorter"):
+        restored(tuple[int, str], [1])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rewrite.errors import RewriteError
+from rewrite.errors import ArtifactError, RewriteError
 from rewrite.result import OptimizedModule
 from tests.result.programs import Compiler, Net, close, image, net, optimize, spread
 
@@ -237,9 +237,9 @@ def test_a_copy_does_not_keep_the_original_result() -> None:
     twin(image())
 
 
-def test_pickling_says_what_to_do() -> None:
-    with pytest.raises(RewriteError, match=r"save model\.state_dict"):
-        pickle.dumps(optimize(net()))
+def test_a_program_that_was_not_kept_as_captured_does_not_pickle() -> None:
+    with pytest.raises(ArtifactError, match=r"make the result with rewrite\.optimize"):
+        pickle.dumps(optimize(net(), image()))
 
 
 def test_old_tensors_are_let_go() -> None:

@@ -1,0 +1,111 @@
+"""``load``: from a file to a result, checked again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rewrite.api.arguments import lowering_of, pipeline_of
+from rewrite.artifact import Artifact, unpacked
+from rewrite.cache import default_cache
+from rewrite.compiler import Compiler
+from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError
+from rewrite.recipe import Recipe
+from rewrite.result import OptimizedModule, from_artifact
+from rewrite.result.modes import neutral
+from rewrite.revival import revive
+from rewrite.trace import bound, check_model, unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import nn
+
+    from rewrite.lowering import Lowering
+    from rewrite.recipe import Settings
+    from rewrite.result import Program
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    lower: Literal["inductor", "eager"] | None = None,
+    any_torch: bool = False,
+) -> OptimizedModule:
+    """The result that ``result.save(path)`` wrote, verified again.
+
+    Without ``model`` the result stands alone: no code of the model is needed, it runs on the weights of the file, and
+    it takes the calls that were saved, with any batch. Each program has to give the outputs that were saved with it.
+
+    With ``model`` the result is over the model's own weights, which it follows as that of :func:`optimize` does; calls
+    that were not saved are captured. Each program is compared with the model on the saved sample.
+
+    Args:
+        path: the file.
+        model: the model that was saved, or one of the same architecture and dtype, in evaluation mode; not changed.
+        lower: as in :func:`optimize`.
+        any_torch: take a file that was saved with another torch.
+
+    Raises:
+        ArtifactError: the file is damaged, of another format or torch, or does not fit the model.
+        VerificationError: a program does not compute what it should.
+        InputError: an argument does not fit.
+        OSError: the file cannot be read.
+    """
+    lowering = lowering_of(lower)
+    name = f"'{os.fspath(path)}'"
+    artifact = Artifact.of(unpacked(Path(path).read_bytes(), name, any_torch))
+    if model is None:
+        return from_artifact(artifact, lowering, name)
+    return _over(bound(unwrap(model), artifact.settings.method), artifact, lowering, name)
+
+
+def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name: str) -> OptimizedModule:
+    """A result over a model's own weights."""
+    check_model(model, training=False)
+    note = f"loaded from {name}: its matches were verified when it was made, the whole model again"
+    programs, outdated = [], []
+    for stored in artifact.programs:
+        args, kwargs = stored.example(_device(model))
+        if stored.value_rules:  # which held for the weights that the model had then
+            outdated.append((args, kwargs))
+            continue
+        try:
+            with neutral():
+                programs.append(
+                    revive(model, stored, args, kwargs, settings=artifact.settings, phase="loading", note=note)
+                )
+        except (CaptureError, InputError) as error:
+            raise VerificationError(
+                f"{name} is no program of this {type(model).__name__}: {error}; pass the model that was saved, or "
+                "optimize this one"
+            ) from error
+    result = OptimizedModule(model, _compiler(model, artifact.settings), lowering, programs)
+    for args, kwargs in outdated:
+        result.specialize(args, kwargs)
+    return result
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dim() > 0)
+    return next((tensor.device for tensor in tensors), None)
+
+
+def _compiler(model: nn.Module, settings: Settings) -> Callable[[tuple[Any, ...], dict[str, Any]], Program]:
+    """What captures calls that were not saved, as the saved ones were."""
+    try:
+        steps = pipeline_of(settings.pipeline)
+    except PipelineError as error:
+        reason = str(error)
+
+        def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+            raise InputError(
+                f"no saved program takes this call, and others cannot be made: {reason}; optimize the model instead"
+            )
+
+        return refuse
+    recipe = Recipe(steps, settings.exclude, settings.verify, settings.fuel)  # type: ignore[arg-type]
+    return Compiler(model, recipe, cache=default_cache()).compile

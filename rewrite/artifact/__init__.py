@@ -1,0 +1,18 @@
+"""Programs in files: graphs as JSON, tensors as safetensors, in a zip archive that checks itself. Nothing is pickled.
+
+- :mod:`rewrite.artifact.content`: what a file holds
+- :mod:`rewrite.artifact.container`: the archive
+- :mod:`rewrite.artifact.writing` and :mod:`rewrite.artifact.reading`: graphs
+- :mod:`rewrite.artifact.values`, :mod:`~rewrite.artifact.operators`, :mod:`~rewrite.artifact.literals` and
+  :mod:`~rewrite.artifact.trees`: their parts
+- :mod:`rewrite.artifact.tensors`: tensors
+"""
+
+from rewrite.artifact.container import packed, unpacked, write
+from rewrite.artifact.content import Artifact, StoredProgram, stored_graphs
+from rewrite.artifact.reading import graphs_of
+from rewrite.artifact.writing import graphs_data
+
+__all__ = [
+    "Artifact", "StoredProgram", "graphs_data", "graphs_of", "packed", "stored_graphs", "unpacked", "write",
+]  # fmt: skip

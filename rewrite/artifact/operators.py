@@ -1,0 +1,79 @@
+"""Operators by name: ``"aten.conv2d.default"``, ``"operator.getitem"``, ``"torch.sym_max"``.
+
+Loading looks names up among torch's operators and in one table, so a file cannot name any other function.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rewrite.artifact.names import DAMAGED
+from rewrite.errors import ArtifactError
+from rewrite.names import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_ON_SIZES: Mapping[Any, str] = {
+    operator: "getitem add sub mul floordiv truediv mod neg pos abs pow eq ne lt le gt ge and_ or_ not_",
+    builtins: "max min abs round",
+    math: "ceil floor trunc sqrt pow",
+    torch: "sym_max sym_min sym_float sym_int sym_ite sym_not sym_sum sym_sqrt",
+}
+"""What graphs call besides operators: items of tuples, and arithmetic on sizes."""
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module, names in _ON_SIZES.items()
+    for name in names.split()
+    if hasattr(module, name)
+}
+_NAMES = {function: name for name, function in reversed(list(_FUNCTIONS.items()))}
+
+
+def name_of(target: Any) -> str:
+    """The name of an operator or function of a graph.
+
+    Raises:
+        ArtifactError: it can only be called from the process that made it.
+    """
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    name: str | None = _NAMES.get(target)
+    if name is None:
+        raise ArtifactError(
+            f"the program calls {target!r}, which is no operator and cannot be saved; register it with "
+            "torch.library.custom_op"
+        )
+    return name
+
+
+def find(name: str) -> Any:
+    """The operator or function of a name.
+
+    Raises:
+        ArtifactError: there is none in this process.
+    """
+    known = _FUNCTIONS.get(name)
+    if known is not None:
+        return known
+    parts = name.split(".")
+    if len(parts) != 3:
+        raise ArtifactError(f"'{name}' is no operator{nearest(name, _FUNCTIONS)}; {DAMAGED}")
+    found: Any = torch.ops
+    for part in parts:
+        found = getattr(found, part, None)
+    if not isinstance(found, torch._ops.OpOverload):
+        library, what = parts[0], ".".join(parts[:2])
+        raise ArtifactError(
+            f"the program calls the operator '{name}', which "
+            + (f"this torch {torch.__version__} does not have; load it with the torch that it was saved with"
+               if library in ("aten", "prims") else
+               f"no library has registered here; import the package that registers '{what}' first")
+        )  # fmt: skip
+    return found
