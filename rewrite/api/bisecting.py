@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import call_of, lowering_of, recipe_of
-from rewrite.errors import InputError, PlanError, RewriteError
+from rewrite.errors import BisectionError, InputError, PlanError, RewriteError
 from rewrite.events import emit
 from rewrite.halving import first_bad
 from rewrite.listener import Listener
@@ -140,8 +140,9 @@ def bisect(
         progress: told of each run of the check.
 
     Raises:
-        InputError: the check fails on the captured program already, or passes after all rewrites, or there are none; or
-            an argument does not fit.
+        BisectionError: the check fails on the captured program already, or passes after all rewrites, or there are
+            none.
+        InputError: an argument does not fit.
         CaptureError: the model cannot be captured as a functional graph.
         PipelineError: an unknown pass or option.
         RewriteError: two runs of the pipeline do not make the same rewrites.
@@ -206,14 +207,14 @@ class _Bisector:
 
     def bisection(self) -> Bisection:
         if self.total == 0:
-            raise InputError("the pipeline makes no rewrite of this model, so there is none to be found")
+            raise BisectionError("the pipeline makes no rewrite of this model, so there is none to be found")
         if self._is_good(self.total):
-            raise InputError(f"check passes on all {self.total} rewrites, so there is none to be found; pass a check "
-                             "that fails on the optimized model")  # fmt: skip
+            raise BisectionError(f"check passes on all {self.total} rewrites, so there is none to be found; pass a "
+                                 "check that fails on the optimized model")  # fmt: skip
         if not self._is_good(0):
             reason = f" ({self.trials[-1].reason})" if self.trials[-1].reason else ""
-            raise InputError(f"check fails on the unrewritten program already{reason}, so no rewrite is to blame; pass "
-                             "a check that the model itself passes")  # fmt: skip
+            raise BisectionError(f"check fails on the unrewritten program already{reason}, so no rewrite is to blame; "
+                                 "pass a check that the model itself passes")  # fmt: skip
         number = first_bad(0, self.total, self._is_good)
         found = self._searched(number)
         return Bisection(found.commits[-1], self.total, tuple(self.trials), found.program(None).report)
