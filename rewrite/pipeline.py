@@ -63,7 +63,7 @@ def _default(spec: dataclasses.Field[Any]) -> Any:
 
 
 def _value_text(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and _parse_value(value) == value:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and parse_value(value) == value:
         return value
     return repr(value)
 
@@ -139,14 +139,15 @@ class Registry:
                 raise PipelineError(f"pass '{name}' has no option '{key}'{nearest(key, known)}")
             if key in values:
                 raise PipelineError(f"pass '{name}' is given the option '{key}' twice; keep one of the two")
-            values[key] = _typed(name, known[key], _parse_value(value.strip()))
+            values[key] = _typed(name, known[key], parse_value(value.strip()))
         try:
             return step(**values)
         except (TypeError, ValueError) as error:
             raise PipelineError(f"pass '{name}' does not take these options: {error}") from error
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """The value of an option as users write it: a Python literal, an infinity, or text."""
     if text in ("inf", "-inf"):
         return float(text)
     try:
