@@ -92,7 +92,7 @@ class Code:
             return
         self._keep(value)
         self._class(type(value))
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, BufferError):  # no buffer, or one with gaps
             self._digest.text(hashlib.sha256(memoryview(value)).hexdigest())
         for key, item in getattr(value, "__dict__", {}).items():
             self._digest.text(key)
