@@ -89,16 +89,25 @@ class Bisection:
         """The rewrite as a script that needs torch alone, see :meth:`~rewrite.report.Report.reproduce`."""
         return self.report.reproduce(self.commit.number, path)
 
-    def __str__(self) -> str:
-        number, rule, module = self.commit.number, self.commit.rule, self.commit.module
+    @property
+    def finding(self) -> str:
+        """Which rewrite it is, why the check fails after it, and its diff, as text."""
+        number, module = self.commit.number, self.commit.module
         hunk = next(hunk for hunk in self.report.diff() if hunk.number == number)
         place = " ".join(filter(None, (module and f"in {module}", self.commit.source and f"({self.commit.source})")))
-        without = f'exclude="{rule}"' + (f', or exclude="{module}" for the module alone' if module else "")
         lines = [
-            f"rewrite {number} of {self.total} makes the check fail: {rule} {place}".rstrip(),
+            f"rewrite {number} of {self.total} makes the check fail: {self.commit.rule} {place}".rstrip(),
             *([f"because {self.reason}"] if self.reason else []),
             "", str(hunk), "",
             f"found in {self.runs} runs of the check",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        number, rule, module = self.commit.number, self.commit.rule, self.commit.module
+        without = f'exclude="{rule}"' + (f', or exclude="{module}" for the module alone' if module else "")
+        lines = [
+            self.finding,
             f"to go on without it: {without}",
             f'to look at it: .reproduce("rewrite_{number}.py") writes both sides as a script that needs torch alone;',
             f"  fuel={number - 1} stops right before it, fuel={number} right after it",
