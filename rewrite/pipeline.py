@@ -53,12 +53,13 @@ def step_text(step: Step) -> str:
     options = [
         f"{spec.name}={_value_text(getattr(step, spec.name))}"
         for spec in dataclasses.fields(step)
-        if spec.init and getattr(step, spec.name) != _default(spec)
+        if spec.init and getattr(step, spec.name) != default_of(spec)
     ]
     return f"{step.name}{{{', '.join(options)}}}" if options else step.name
 
 
-def _default(spec: dataclasses.Field[Any]) -> Any:
+def default_of(spec: dataclasses.Field[Any]) -> Any:
+    """The default of an option, ``dataclasses.MISSING`` where it has none."""
     return spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
 
 
@@ -158,7 +159,7 @@ def parse_value(text: str) -> Any:
 
 def _typed(step: str, spec: dataclasses.Field[Any], value: Any) -> Any:
     """The value of an option, which has to be of a type that its annotation names; a whole number is a float too."""
-    default = _default(spec)
+    default = default_of(spec)
     named = re.findall(r"\w+", re.sub(r"\[[^][]*\]", "", spec.type if isinstance(spec.type, str) else str(spec.type)))
     if type(value) is type(default) or type(value).__name__.removesuffix("Type") in named:
         return value

@@ -44,7 +44,7 @@ def interleave(
     contenders: Mapping[str, Callable[[], Any]], rounds: int = 15, warmup: int = 3, seconds: float = 20.0
 ) -> Comparison:
     """Time the contenders in interleaved rounds, at most about ``seconds`` in all (never fewer than five rounds)."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     names = list(contenders)
     entries = [(name, contenders[name]) for name in names] + [("", contenders[names[0]])]
     samples: dict[str, list[float]] = {name: [] for name, _ in entries}
