@@ -71,6 +71,10 @@ def drawn(
 
 
 def _numbers(sizes: list[int], dtype: torch.dtype, high: int, generator: torch.Generator) -> Tensor:
+    try:
+        torch.zeros(1).to(dtype)
+    except RuntimeError:  # quantized, or of less than a byte
+        raise InputError(f"numbers of {dtype} cannot be drawn; make such an input inside the model") from None
     if dtype.is_floating_point or dtype.is_complex:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         return torch.randn(sizes, generator=generator, dtype=wide).to(dtype)
@@ -78,8 +82,4 @@ def _numbers(sizes: list[int], dtype: torch.dtype, high: int, generator: torch.G
         return torch.randint(2, sizes, generator=generator).to(dtype)
     if high < 1:
         raise InputError(f"HIGH is {high}, and integers are drawn below it; give a positive number")
-    try:
-        largest = torch.iinfo(dtype).max
-    except TypeError:
-        raise InputError(f"numbers of {dtype} cannot be drawn; make such an input inside the model") from None
-    return torch.randint(min(high, largest + 1), sizes, generator=generator).to(dtype)
+    return torch.randint(min(high, torch.iinfo(dtype).max + 1), sizes, generator=generator).to(dtype)

@@ -81,7 +81,7 @@ def _made(text: str, options: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"'{text}' is of type {type(found).__name__}, neither a module nor a factory of one; {_FORMS}")
     made = _called(text, found, options)
     if not isinstance(made, nn.Module):
-        raise InputError(f"'{text}' returns a {type(made).__name__}, not a module; name a factory of an nn.Module")
+        raise InputError(f"'{text}' returns no module, but a value of type {type(made).__name__}; name a factory")
     return made
 
 
