@@ -85,18 +85,20 @@ def _run(terminal: Terminal, example: Example, fast: OptimizedModule, compare: b
         calls[_RESULT]()
         if not compare:
             return None
-        terminal.doing("measuring")
+        terminal.rest()  # what turns on the terminal takes time, too
+        terminal.say("timing it against the model")
         return interleave(calls)
 
 
 def _speed(measured: Comparison, lowering: str) -> str:
     """A comparison as a paragraph of the report."""
     model, result = measured.timings[_MODEL], measured.timings[_RESULT]
+    threads = torch.get_num_threads()
     text = (
         f"the model {model.median:.3g} ms, the result {result.median:.3g} ms on {lowering}: "
         f"{measured.ratio(_MODEL, _RESULT):.2f}x (medians of {model.rounds} interleaved rounds, "
-        f"{torch.get_num_threads()} threads; the model against itself differs by {100 * measured.noise:.2g} %, and "
-        "smaller differences mean nothing)"
+        f"{threads} thread{'s' if threads > 1 else ''}; the model against itself differs by "
+        f"{100 * measured.noise:.2g} %, and smaller differences mean nothing)"
     )
     return "\n".join(wrapped("speed  ", text))
 

@@ -45,6 +45,7 @@ def test_its_parts(run: Any, saved: Any) -> None:
     fast, path = saved
     assert run("show", path, "--json").data == fast.report.to_dict()
     assert Plan.from_json(run("show", path, "--plan").out) == fast.plan
+    assert Plan.from_json(run("show", path, "--plan", "--program", 2).out).before != fast.plan.before
     assert run("show", path, "--diff", "merge-branches").out == f"{fast.report.diff('merge-branches')}\n"
     assert run("show", path, "--reproduce", 1).out.rstrip("\n") == fast.report.reproduce(1).rstrip("\n")
     assert "--json and --plan are given" in run("show", path, "--json", "--plan", code=2).error
