@@ -37,9 +37,7 @@ def run(
     require_writable((reproduce,))
     judge = None if check is None else named(check)
     if judge is not None and not callable(judge):
-        raise InputError(
-            f"--check '{check}' is of type {type(judge).__name__}; name a function of result and inputs"
-        )
+        raise InputError(f"--check '{check}' is of type {type(judge).__name__}; name a function of result and inputs")
     example = example_of(subject, terminal)
     found = bisect(
         example.model, example.args, judge and _check(str(check), judge, example), example_kwargs=example.kwargs,

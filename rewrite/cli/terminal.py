@@ -82,7 +82,7 @@ class Terminal:
         self.put(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))
 
     def put_diff(self, text: str) -> None:
-        """A diff, in colours on a terminal."""
+        """A diff, alone or within text, in colours on a terminal."""
         self.rest()
         for line in text.splitlines():
             self._out.out(line, style=_COLOURS.get(line[:1]))

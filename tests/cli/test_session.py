@@ -7,8 +7,9 @@ import warnings
 from typing import Any
 
 import pytest
+import typer
 
-from rewrite import cli, errors
+from rewrite import errors
 from rewrite.cli.session import session
 from rewrite.verdict import Verdict
 from rewrite.versions import __version__
@@ -70,7 +71,7 @@ def test_what_was_asked_for_fails(run: Any, monkeypatch: pytest.MonkeyPatch) -> 
     (AssertionError(), 1, "unexpected AssertionError; --traceback shows where"),
 ], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "")  # fmt: skip
 def test_exit_codes(capsys: pytest.CaptureFixture[str], error: Exception, code: int, words: str) -> None:
-    with pytest.raises(cli.app.typer.Exit) as exited, session(quiet=False, traced=False):
+    with pytest.raises(typer.Exit) as exited, session(quiet=False, traced=False):
         raise error
     assert exited.value.exit_code == code
     assert capsys.readouterr().err == f"error: {words}\n"
