@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import lowering_of, pipeline_of
-from rewrite.artifact import Artifact, unpacked
+from rewrite.artifact import Artifact, refusing, unpacked
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError
@@ -57,9 +57,11 @@ def load(
     """
     lowering = lowering_of(lower)
     name = f"'{os.fspath(path)}'"
-    artifact = Artifact.of(unpacked(Path(path).read_bytes(), name, any_torch))
-    if model is None:
-        return from_artifact(artifact, lowering, name)
+    data = Path(path).read_bytes()
+    with refusing(f"{name} cannot be read", VerificationError):
+        artifact = Artifact.of(unpacked(data, name, any_torch))
+        if model is None:
+            return from_artifact(artifact, lowering, name)
     return _over(bound(unwrap(model), artifact.settings.method), artifact, lowering, name)
 
 

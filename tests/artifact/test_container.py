@@ -39,7 +39,7 @@ def test_members_come_back_and_equal_contents_are_equal_files() -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
         about = json.loads(file.read("manifest.json"))
-    assert (about["format"], about["model"], about["versions"]["torch"]) == (1, "Net", torch.__version__)
+    assert (about["format"], about["model"], about["versions"]["torch"]) == (2, "Net", torch.__version__)
 
 
 def test_truncated_anywhere() -> None:
@@ -73,8 +73,8 @@ def test_another_kind_of_archive() -> None:
 
 
 def test_another_format() -> None:
-    with pytest.raises(ArtifactError, match=r"has format 2, .* reads format 1; .* torch-rewrite 9\.0"):
-        unpacked(with_manifest(format=2, versions={"torch-rewrite": "9.0"}), "it")
+    with pytest.raises(ArtifactError, match=r"has format 9, .* reads format 2; .* torch-rewrite 9\.0"):
+        unpacked(with_manifest(format=9, versions={"torch-rewrite": "9.0"}), "it")
 
 
 def test_another_torch() -> None:
