@@ -317,8 +317,11 @@ def test_a_method_is_loaded_as_one(tmp_path: Path) -> None:
     model, x = net(), image()
     fast = eager(model, x, method="forward_features")
     fast.save(tmp_path / "net")
-    assert torch.equal(load(tmp_path / "net", model, lower="eager")(x), fast(x))
+    found = load(tmp_path / "net", model, method="forward_features", lower="eager")
+    assert torch.equal(found(x), fast(x))
     assert torch.equal(load(tmp_path / "net", lower="eager")(x), fast(x))
+    with pytest.raises(InputError, match=r"method=None is not what .* pass method='forward_features' if that is meant"):
+        load(tmp_path / "net", model)
 
 
 def test_other_sizes_are_made_as_the_saved_ones_were(tmp_path: Path) -> None:

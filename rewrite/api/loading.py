@@ -10,7 +10,7 @@ from rewrite.api.arguments import lowering_of, pipeline_of
 from rewrite.artifact import Artifact, refusing, unpacked
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
-from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError
+from rewrite.errors import CaptureError, InputError, PipelineError, RewriteError, VerificationError
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, from_artifact
 from rewrite.result.modes import neutral
@@ -32,6 +32,7 @@ def load(
     path: str | os.PathLike[str],
     model: nn.Module | None = None,
     *,
+    method: str | None = None,
     lower: Literal["inductor", "eager"] | None = None,
     any_torch: bool = False,
 ) -> OptimizedModule:
@@ -43,9 +44,14 @@ def load(
     With ``model`` the result is over the model's own weights, which it follows as that of :func:`optimize` does; calls
     that were not saved are captured. Each program is compared with the model on the saved sample.
 
+    A file that somebody made to do harm cannot: nothing is imported for it, no code of it runs, only operators that
+    compute do, and of the model only ``forward`` or what ``method`` names. What it computes is its maker's, and so is
+    its report, ``report.reproduce`` included: the script that this writes runs what the file says.
+
     Args:
         path: the file.
         model: the model that was saved, or one of the same architecture and dtype, in evaluation mode; not changed.
+        method: with ``model``, the method that was saved, as in :func:`optimize`.
         lower: as in :func:`optimize`.
         any_torch: take a file that was saved with another torch.
 
@@ -62,7 +68,10 @@ def load(
         artifact = Artifact.of(unpacked(data, name, any_torch))
         if model is None:
             return from_artifact(artifact, lowering, name)
-    return _over(bound(unwrap(model), artifact.settings.method), artifact, lowering, name)
+    saved = artifact.settings.method
+    if (method or "forward") != (saved or "forward"):  # a file is not to choose what of the model is called
+        raise InputError(f"method={method!r} is not what {name} was saved of; pass method={saved!r} if that is meant")
+    return _over(bound(unwrap(model), method), artifact, lowering, name)
 
 
 def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name: str) -> OptimizedModule:
@@ -71,12 +80,13 @@ def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name:
     note = f"loaded from {name}: its matches were verified when it was made, the whole model again"
     programs, outdated = [], []
     for stored in artifact.programs:
-        args, kwargs = stored.example(_device(model))
+        with refusing(f"{name} cannot be read"):
+            args, kwargs = stored.example(_device(model))
         if stored.value_rules:  # which held for the weights that the model had then
             outdated.append((args, kwargs))
             continue
         try:
-            with neutral():
+            with neutral(), refusing(f"{name} cannot be read", RewriteError):
                 programs.append(
                     revive(model, stored, args, kwargs, settings=artifact.settings, phase="loading", note=note)
                 )
@@ -85,7 +95,9 @@ def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name:
                 f"{name} is no program of this {type(model).__name__}: {error}; pass the model that was saved, or "
                 "optimize this one"
             ) from error
-    result = OptimizedModule(model, _compiler(model, artifact.settings), lowering, programs)
+    with refusing(f"{name} cannot be read"):
+        compiler = _compiler(model, artifact.settings)
+    result = OptimizedModule(model, compiler, lowering, programs)
     for args, kwargs in outdated:
         result.specialize(args, kwargs)
     return result

@@ -48,6 +48,10 @@ def name_of(target: Any) -> str:
         ArtifactError: it can only be called from the process that made it.
     """
     if isinstance(target, torch._ops.OpOverload):
+        if not _computes(target):
+            raise ArtifactError(
+                f"the program calls '{target}', which does more than to compute; leave it out, save again"
+            )
         return str(target)
     name: str | None = _NAMES.get(target)
     if name is None:
@@ -93,14 +97,17 @@ def _computes(operator: torch._ops.OpOverload) -> bool:
     return any("Tensor" in each for each in gives) and not any("str" in each for each in takes)
 
 
-def check_operands(target: Any, operands: Sequence[Any]) -> None:
+def check_operands(target: Any, given: tuple[Sequence[Any], Mapping[str, Any]]) -> None:
     """Check what a function on sizes is given: numbers of 64 bits, and small exponents, which cannot grow out of hand.
 
     Raises:
         ArtifactError: something else.
     """
+    operands = [*given[0], *given[1].values()]
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):  # a sum of many
+        operands = list(operands[0])
     numbers = [compat.hint(each) if isinstance(each, torch.SymInt) else each for each in operands]
-    sized = all(isinstance(each, _NUMBERS) and (not isinstance(each, int) or abs(each) < 1 << 63) for each in numbers)
+    small = all(isinstance(each, _NUMBERS) and (not isinstance(each, int) or abs(each) < 1 << 63) for each in numbers)
     huge = target in _POWERS and any(isinstance(each, int) and abs(each) > _EXPONENT for each in numbers[1:])
-    if not sized or huge:
+    if huge or not small:
         raise ArtifactError(f"'{_NAMES[target]}' is given {operands}, which no sizes are; {DAMAGED}")

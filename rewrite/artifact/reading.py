@@ -5,7 +5,7 @@ Their shapes and dtypes have to be those that the file says: with another torch,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import getitem
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import fx
 from torch.fx import Node
 
-from rewrite import compat
 from rewrite.artifact import operators
 from rewrite.artifact.boundary import refusing
 from rewrite.artifact.literals import decode
@@ -23,6 +22,7 @@ from rewrite.artifact.values import Scope
 from rewrite.errors import ArtifactError
 from rewrite.graph import Graph, Mutation, Signature, fake_call, is_mutating
 from rewrite.provenance import KEY, Origin
+from rewrite.report.json import restored
 from rewrite.weights import WeightProgram
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self._metas = dict(enumerate(_place_meta(*place) for place in self.places))
-        made = (Origin(rule, match, tuple(nodes), algebra) for rule, match, nodes, algebra in self.origins)
+        keys = [spec.name for spec in fields(Origin)]
+        made = (restored(Origin, dict(zip(keys, origin, strict=True))) for origin in self.origins)
         self._made = dict(enumerate(made))
 
     def graph(self, data: Mapping[str, Any]) -> Graph:
@@ -148,9 +149,7 @@ class _Reader:
             raise ArtifactError(f"'{data['target']}' writes to its input, which no program does; {DAMAGED}")
         try:
             if not isinstance(node.target, torch._ops.OpOverload) and node.target is not getitem:
-                leaves = compat.tree_flatten((node.args, node.kwargs))[0]
-                operands = [leaf.meta["val"] if isinstance(leaf, Node) else leaf for leaf in leaves]
-                operators.check_operands(node.target, operands)
+                operators.check_operands(node.target, fx.map_arg((node.args, node.kwargs), _recorded))
             value = fake_call(self.scope.mode, node.target, node.args, node.kwargs)
         except Exception as error:  # whatever an operator raises that is given something else than it was
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -159,6 +158,10 @@ class _Reader:
                 "it with the torch that it was saved with"
             ) from error
         return self.scope.interned(value), self.scope.type_of(value)
+
+
+def _recorded(node: Node) -> Any:
+    return node.meta["val"]
 
 
 def _signature(data: Mapping[str, Any]) -> Signature:

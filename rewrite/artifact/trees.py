@@ -6,6 +6,7 @@ class, and the context what tells containers of one kind apart: ``["builtins.dic
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from typing import Any
 
@@ -25,8 +26,8 @@ def tree_data(spec: compat.TreeSpec) -> Any:
         ArtifactError: it has containers or keys of a kind that has no name outside this process.
     """
     try:
-        data = _data(spec)
-        same = repr(tree_of(data)) == repr(spec)  # keys that are equal and not alike differ here
+        data = json.loads(json.dumps(_data(spec)))
+        same = repr(tree_of(data)) == repr(spec)  # where keys that are equal and not alike differ
         reason = "its keys are neither text nor numbers"
     except ArtifactError as error:
         same, reason = False, str(error).partition(";")[0]
@@ -86,7 +87,7 @@ def _fits(kind: Any, context: Any, items: int) -> bool:
         return isinstance(keys, list) and len(keys) == len(set(keys)) == items
     if kind is deque:
         return context is None or (type(context) is int and context >= items)
-    return kind is not namedtuple or (issubclass(context, tuple) and len(context._fields) == items)
+    return kind is not namedtuple or len(getattr(context, "_fields", ())) == items > 0
 
 
 def _name_of(kind: Any) -> str:
