@@ -55,6 +55,7 @@ __all__ = [
     "is_subclass",
     "is_transforming",
     "is_tree_class",
+    "is_unbacked",
     "leaf_spec",
     "on_optimizer_step",
     "pytree_codegen",
@@ -142,6 +143,11 @@ def symbolic_mode(hints: Mapping[str, int]) -> tuple[FakeTensorMode, dict[str, t
 def hint(size: torch.SymInt) -> int:
     """The number that a symbolic size has in the example that it was traced with."""
     return int(size.node.hint)
+
+
+def is_unbacked(size: torch.SymInt) -> bool:
+    """Whether a number depends on the values of tensors, so that there is none for the example."""
+    return size.node.hint is None
 
 
 def on_optimizer_step(hook: Callable[..., None]) -> torch.utils.hooks.RemovableHandle:

@@ -44,9 +44,9 @@ def load(
     With ``model`` the result is over the model's own weights, which it follows as that of :func:`optimize` does; calls
     that were not saved are captured. Each program is compared with the model on the saved sample.
 
-    A file that somebody made to do harm cannot: nothing is imported for it, no code of it runs, only operators that
-    compute do, and of the model only ``forward`` or what ``method`` names. What it computes is its maker's, and so is
-    its report, ``report.reproduce`` included: the script that this writes runs what the file says.
+    Nothing is imported for a file, and no code of it runs: it names operators of torch that compute, and of the model
+    only ``forward`` is called, or what ``method`` names. How much time and memory they need is up to the file. What
+    ``report.reproduce`` writes is text of the file: to run that script is to run code of the file.
 
     Args:
         path: the file.

@@ -106,8 +106,13 @@ def check_operands(target: Any, given: tuple[Sequence[Any], Mapping[str, Any]]) 
     operands = [*given[0], *given[1].values()]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):  # a sum of many
         operands = list(operands[0])
-    numbers = [compat.hint(each) if isinstance(each, torch.SymInt) else each for each in operands]
+    numbers = [_number(each) if isinstance(each, torch.SymInt) else each for each in operands]
     small = all(isinstance(each, _NUMBERS) and (not isinstance(each, int) or abs(each) < 1 << 63) for each in numbers)
     huge = target in _POWERS and any(isinstance(each, int) and abs(each) > _EXPONENT for each in numbers[1:])
     if huge or not small:
         raise ArtifactError(f"'{_NAMES[target]}' is given {operands}, which no sizes are; {DAMAGED}")
+
+
+def _number(size: torch.SymInt) -> int:
+    """What a size is in the example; the largest number for one that depends on values."""
+    return (1 << 63) - 1 if compat.is_unbacked(size) else compat.hint(size)
