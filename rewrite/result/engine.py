@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from rewrite import compat
 from rewrite.errors import RewriteError
 from rewrite.events import emit
-from rewrite.result import call
+from rewrite.result import call, recording
 from rewrite.result.lowerings import Lowerings
 from rewrite.result.modes import neutral
 from rewrite.result.ownership import Ownership, changes
@@ -24,6 +26,8 @@ from rewrite.result.specialize import Misfit, Specialization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    from torch.fx import GraphModule
 
     from rewrite.artifact import Artifact
     from rewrite.lowering import Lowering
@@ -65,6 +69,8 @@ class Engine:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on one consistent state of the weights."""
+        if compat.is_recording():
+            return self._record(args, kwargs)
         flat, structure = call.flatten(args, kwargs)
         snapshot = self._snapshot
         if snapshot.watch.changed():
@@ -90,18 +96,71 @@ class Engine:
                 remember(snapshot.plans, key, plan)
             return snapshot, plan
 
+    # -- calls that are recorded --------------------------------------------------------------------------------------
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call operator by operator."""
+        flat, _ = call.flatten(args, kwargs)
+        with compat.unrecorded():
+            special, weights = self._recorded(args, kwargs)
+        if recording.is_traced():
+            return recording.record(special, self._ownership.in_tree(special, weights.plain), flat)
+        return execute(Plan(special, *special.eager, differentiate=call.needs_gradient(flat)), weights, flat)
+
+    def exported(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, GraphModule]:
+        """The program for a call, as a module over the tensors of the tree."""
+        with compat.unrecorded():
+            special, weights = self._recorded(args, kwargs)
+            tensors = self._ownership.in_tree(special, weights.plain)
+            return special, special.differentiable.to_module(dict(zip(special.names, tensors, strict=True)))
+
+    def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Weights]:
+        """The program for a call and its present weights.
+
+        Raises:
+            InputError: an exporter traces the call, and no program takes it.
+            RewriteError: weights have changed, and an exporter has put others in their place.
+        """
+        with self._lock:
+            if not self._ownership.is_swapped():
+                self.refresh()
+            elif self._snapshot.watch.rewritten():
+                raise RewriteError("weights have changed since the result last ran, and now it is traced; call "
+                                   "result.refold() first")  # fmt: skip
+            flat, structure = call.flatten(args, kwargs)
+            special = self._find(flat, structure, compat.is_any_autocast())
+            if special is None:
+                if torch.compiler.is_exporting():
+                    raise recording.refusal(flat)
+                special = self.specialize(args, kwargs)
+            return special, self._snapshot.weights[special]
+
+    def prepare(self) -> None:
+        """Be ready for an exporter, which reads the tree, and then puts tensors into it that have no values."""
+        if compat.is_recording():
+            return
+        with self._lock, neutral():
+            with contextlib.suppress(RewriteError):  # the next call raises it
+                self.refresh()
+            self._ownership.observe(self._snapshot.watch)
+            recording.name_constants(self._ownership.root, self._snapshot)
+
     # -- programs -----------------------------------------------------------------------------------------------------
 
     def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Specialization:
         """The program for a call, captured if there is none."""
         autocast = compat.is_any_autocast()
         with self._lock, neutral():
-            snapshot = self.refresh()
-            flat, structure = call.flatten(args, kwargs)
-            for special in snapshot.weights:
-                if special.accepts(flat, structure, autocast):
-                    return special
+            self.refresh()
+            special = self._find(*call.flatten(args, kwargs), autocast)
+            if special is not None:
+                return special
             return self.adopt(self._compile_program(*self._ownership.example(args, kwargs, autocast)))
+
+    def _find(self, flat: list[Any], structure: call.Tree, autocast: bool) -> Specialization | None:
+        """The program for a call, None where there is none."""
+        specials = self._snapshot.weights
+        return next((special for special in specials if special.accepts(flat, structure, autocast)), None)
 
     def adopt(self, program: Program) -> Specialization:
         """Take over a program of the model."""
@@ -195,6 +254,8 @@ class Engine:
 
     def observe(self) -> None:
         """From now on the caller may hold the result's tensors and give them other memory, so they are watched too."""
+        if compat.is_recording():
+            return
         with self._lock, neutral():
             self._ownership.observe(self._snapshot.watch)
 

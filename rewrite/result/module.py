@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from rewrite.artifact import packed, write
 from rewrite.errors import CaptureError, RewriteError
+from rewrite.result import recording
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find
-from rewrite.result.reading import read_through, refuse_export
+from rewrite.result.reading import read_through
+from rewrite.result.signature import signed
 from rewrite.trace.guard import unwrap
 
 if TYPE_CHECKING:
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
 
     from rewrite.lowering import Lowering
     from rewrite.result.program import Program
+    from rewrite.result.specialize import Specialization
 
 _TREE = ("_parameters", "_buffers", "_modules")
-_OWN = frozenset((*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set"))
+_OWN = frozenset(
+    (*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set", *recording.RECORDED)
+)
 
 
 class OptimizedModule(Mirror):
@@ -75,6 +80,7 @@ class OptimizedModule(Mirror):
             if nn.parameter.is_lazy(tensor):
                 raise CaptureError(f"'{name}' is not initialized; call the model once on an example input first")
         super().__init__(source, self)
+        object.__setattr__(self, "__class__", signed(type(self), source))
         engine = self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
         for program in programs:
             engine.adopt(program)
@@ -83,12 +89,23 @@ class OptimizedModule(Mirror):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute what the model computes."""
-        if torch.compiler.is_exporting():
-            refuse_export()
+        if recording.is_traced_by_dynamo():
+            return recording.trace(self, args, kwargs)
+        return self._call(args, kwargs)
+
+    @torch.compiler.disable(reason=recording.COMPILED)  # type: ignore[untyped-decorator]
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._engine(args, kwargs)
+
+    def exported(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, GraphModule]:
+        """The program for a call, as a module over the very tensors of the result.
+
+        Raises:
+            InputError: no program takes the call.
+        """
+        return self._engine.exported(args, kwargs)
 
     def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Capture and rewrite the model for an example call, unless a program that takes it exists."""
@@ -170,7 +187,8 @@ class OptimizedModule(Mirror):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As in ``nn.Module``; the parts hold tensors and cannot be called."""
-        self._observe()
+        if "_engine" in self.__dict__:
+            self._engine.prepare()
         yield from super().named_modules(*args, **kwargs)
 
     def named_children(self) -> Iterator[Any]:
@@ -211,11 +229,10 @@ class OptimizedModule(Mirror):
         return self._engine.changes(module, fn)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        twin = OptimizedModule.__new__(OptimizedModule)
+        twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         Mirror.__init__(twin, self, twin)
-        others = {key: value for key, value in self.__dict__.items() if key not in _OWN}
-        twin.__dict__.update(copy.deepcopy(others, memo))
+        twin.__dict__.update(copy.deepcopy(self._others(), memo))
         twin.__dict__["_engine"] = self._engine.copy(twin)
         return twin
 
@@ -223,5 +240,17 @@ class OptimizedModule(Mirror):
         """As the file that :meth:`save` writes: what is unpickled knows nothing of the model."""
         from rewrite.result.standalone import unpickled  # which makes results
 
-        others = {key: value for key, value in self.__dict__.items() if key not in _OWN}
-        return unpickled, (self._packed(), self._engine.lowering), others
+        return unpickled, (self._packed(), self._engine.lowering), self._others()
+
+    def _others(self) -> dict[str, Any]:
+        """What the caller and ``nn.Module`` have as attributes of the result."""
+        own = _OWN.union(recording.constant_names(self))
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` asks for first.
+
+        Raises:
+            RewriteError: always.
+        """
+        raise RewriteError(recording.UNSCRIPTABLE)

@@ -77,7 +77,13 @@ def execute(plan: Plan, weights: Weights, flat: list[Any]) -> Any:
     if plan.writes:
         _write(plan, weights, flat, outputs[signature.outputs :])
         outputs = outputs[: signature.outputs]
-    return outputs[0] if signature.out_spec.is_leaf() else compat.tree_unflatten(outputs, signature.out_spec)
+    return result_of(plan.special, outputs)
+
+
+def result_of(special: Specialization, outputs: Sequence[Any]) -> Any:
+    """What the user gets for the flat outputs of a program."""
+    spec = special.graph.signature.out_spec
+    return outputs[0] if spec.is_leaf() else compat.tree_unflatten(outputs, spec)
 
 
 def _write(plan: Plan, weights: Weights, flat: list[Any], values: Sequence[Any]) -> None:

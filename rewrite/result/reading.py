@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -70,8 +70,3 @@ def read_through(source: nn.Module, name: str) -> Any:
             f"'{name}' of {type(source).__name__} would run the model as it was; call it on the model itself"
         )
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def refuse_export() -> NoReturn:
-    """Raise: what runs is not what is to be traced."""
-    raise RewriteError("a rewritten module runs compiled code, which cannot be traced; export result.graph_module")

@@ -17,6 +17,7 @@ from rewrite.printer import type_text
 from rewrite.result.modes import neutral
 from rewrite.result.module import OptimizedModule
 from rewrite.result.program import Program
+from rewrite.result.signature import signature_of, with_signature
 from rewrite.trace import isolated
 from rewrite.trace.twin import clones
 from rewrite.verify import verify_recorded
@@ -56,7 +57,8 @@ def from_artifact(
         moved: dict[int, Tensor] = {}
         programs = [_program(artifact, stored, device, moved) for stored in artifact.programs]
         held = {key: value for program in programs for key, value in program.graph.weights.items()}
-        source = _tree(artifact.model, {key: held[key] for key in artifact.weights if key in held})
+        forward = with_signature(nn.Module.forward, signature_of(programs[0].graph.signature))
+        source = _tree(artifact.model, forward, {key: held[key] for key in artifact.weights if key in held})
         source.__dict__.update(artifact.attributes)
         if verify:
             with isolated(source):
@@ -176,9 +178,9 @@ def _is_tensor(value: Any) -> bool:
 # -- what stands for the model ----------------------------------------------------------------------------------------
 
 
-def _tree(model: str, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Modules that hold tensors under their qualified names, in a root named like the model."""
-    root: nn.Module = type(model, (nn.Module,), {})().eval()
+def _tree(model: str, forward: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Modules that hold tensors under their qualified names, in a root named like the model and with its signature."""
+    root: nn.Module = type(model, (nn.Module,), {"forward": forward})().eval()
     for name, tensor in weights.items():
         *path, key = name.split(".")
         module = root
