@@ -1,17 +1,22 @@
-"""Code as digests: the functions of classes and what they call by name, as they are in this process.
+"""Code as digests: the functions of classes, what they call by name, and what globals they read, as they are now.
 
 Files alone do not tell: a method may have been replaced since it was imported, and a file may have been edited. Code of
-torch and of the standard library goes by its version. Global values that are no plain values, code and modules are not
-seen; a program that depends on them is found out when it is compared with the model.
+torch and of the standard library goes by its version. Large containers and objects of such libraries are not looked
+into; a program that depends on them is found out when it is compared with the model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
+from rewrite.artifact.tensors import pack
 from rewrite.trace.compare import PLAIN
 
 if TYPE_CHECKING:
@@ -20,7 +25,9 @@ if TYPE_CHECKING:
     from rewrite.cache.fingerprint import Fingerprint
 
 _CONTAINERS = (tuple, list, set, frozenset, dict)
-_WRAPPERS = (staticmethod, classmethod, functools.partial, functools.cached_property)
+_MANY = 256
+"""Containers of more are tables of other things than what a call depends on."""
+
 
 _NO_CODE = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slotnames__"})
 """What classes have that no call depends on, the last only since an object was copied."""
@@ -43,6 +50,7 @@ class Code:
         self.modules: dict[str, None] = {}
         self._digest = digest
         self._seen: set[Any] = set()
+        self._kept: list[Any] = []
 
     def add(self, classes: Iterable[type], functions: Iterable[types.FunctionType]) -> None:
         """Add classes with their bases, and functions, and all that they call by name."""
@@ -51,19 +59,48 @@ class Code:
 
     def _object(self, value: Any, names: Iterable[str] = ()) -> None:
         """Add what a global or an attribute of a class is; ``names`` are those that the code uses."""
-        while isinstance(value, _WRAPPERS):
-            value = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value.func
+        value = _unwrapped(value)
         if isinstance(value, PLAIN) or _is_plain(value):
             self._digest.text(_plain_text(value))
         elif isinstance(value, property):
-            for part in (value.fget, value.fset):
+            self._object(value.fget)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, value.args, value.keywords):
                 self._object(part)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, type):
             self._class(value)
-        elif isinstance(value, types.ModuleType) and not is_versioned(value.__name__):
+        elif isinstance(value, types.ModuleType):
             self._module(value, names)
+        elif isinstance(value, Tensor):
+            self._digest.text(hashlib.sha256(pack({"": value})[0]).hexdigest())
+        elif type(value) in _CONTAINERS:
+            self._container(value)
+        elif isinstance(value, nn.Module) or not is_versioned(type(value).__module__):
+            self._instance(value)
+
+    def _container(self, value: Any) -> None:
+        if id(value) in self._seen or len(value) > _MANY or isinstance(value, (set, frozenset)):
+            return
+        self._keep(value)
+        for item in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            self._object(item)
+
+    def _instance(self, value: Any) -> None:
+        if id(value) in self._seen:
+            return
+        self._keep(value)
+        self._class(type(value))
+        with contextlib.suppress(TypeError, BufferError):  # no buffer, or one with gaps
+            self._digest.text(hashlib.sha256(memoryview(value)).hexdigest())
+        for key, item in getattr(value, "__dict__", {}).items():
+            self._digest.text(key)
+            self._object(item)
+
+    def _keep(self, value: Any) -> None:
+        self._seen.add(id(value))
+        self._kept.append(value)  # an id holds as long as its object
 
     def _first_time(self, value: Any) -> bool:
         module = getattr(value, "__module__", None)
@@ -107,6 +144,8 @@ class Code:
 
     def _module(self, value: types.ModuleType, names: Iterable[str]) -> None:
         """Add what code may use of a module: whatever has a name that the code mentions."""
+        if is_versioned(value.__name__):
+            return
         for name in names:
             if name in vars(value):
                 self._digest.text(value.__name__, name)
@@ -124,6 +163,19 @@ class Code:
                 self._digest.text(_plain_text(constant))
 
 
+def _unwrapped(value: Any) -> Any:
+    """What a decorator or descriptor is around."""
+    while True:
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        elif isinstance(value, functools.cached_property):
+            value = value.func
+        elif callable(value) and not isinstance(value, (type, types.FunctionType)) and hasattr(value, "__wrapped__"):
+            value = value.__wrapped__
+        else:
+            return value
+
+
 def _names(code: types.CodeType) -> Iterable[str]:
     yield from code.co_names
     for constant in code.co_consts:
@@ -135,7 +187,7 @@ def _is_plain(value: Any, depth: int = 3) -> bool:
     """Whether a value is a small container of plain values."""
     if isinstance(value, PLAIN) or value is Ellipsis:
         return True
-    if type(value) not in _CONTAINERS or len(value) > 256 or depth == 0:
+    if type(value) not in _CONTAINERS or len(value) > _MANY or depth == 0:
         return False
     items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
     return all(_is_plain(item, depth - 1) for item in items)

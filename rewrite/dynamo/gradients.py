@@ -40,7 +40,7 @@ def detach_regions(graph: fx.Graph, differentiate: bool) -> None:
         elif node.op == "call_function" and differentiate and not enabled:
             inside.add(node)
     for node in inside:
-        leaving = [user for user in node.users if user not in inside and user.op != "placeholder"]
+        leaving = [user for user in node.users if user not in inside]
         if leaving and isinstance(node.meta.get("val"), Tensor):
             _detach(graph, node, leaving)
 

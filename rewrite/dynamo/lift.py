@@ -16,7 +16,9 @@ from rewrite.dynamo import decline
 from rewrite.dynamo.arguments import Argument, arguments_of
 from rewrite.dynamo.autocast import effective_autocast, explicit_autocast
 from rewrite.dynamo.gradients import detach_regions
+from rewrite.provenance import location
 from rewrite.trace import build, normalize
+from rewrite.trace.errors import place
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from rewrite.graph import Graph
 
 aten = torch.ops.aten
+
+_ASSERTIONS = ("_assert_async", "_assert_scalar", "_functional_assert")
+"""A functional graph holds values only, and would lose these."""
 
 _ROOT = re.compile(r"^L\['\w+'\]\.?")
 
@@ -103,6 +108,8 @@ def _tidy(graph: fx.Graph, differentiate: bool) -> None:
             node.meta["nn_module_stack"] = {
                 key: (names.setdefault(path, _ROOT.sub("", path)), kind) for key, (path, kind) in stack.items()
             }
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._opname.startswith(_ASSERTIONS):
+            raise decline.Declined(f"'{node.target}'{place(location(node))} asserts something of values")
         if node.target is aten.lift_fresh_copy.default:
             node.target = aten.clone.default
         elif node.target is aten.detach.default and not differentiate:

@@ -53,7 +53,9 @@ def test_a_device_can_be_another_one() -> None:
     assert decode(data, {}.__getitem__, lambda name: torch.device("cpu")) == [torch.device("cpu"), 3]
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, {3}, b"bytes", torch.ones(1)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [object(), {1: 2}, {3}, b"bytes", torch.ones(1)], ids=lambda value: type(value).__name__
+)
 def test_what_no_operator_takes_is_refused(value: Any) -> None:
     with pytest.raises(ArtifactError, match="cannot be saved; pass numbers, text, dtypes"):
         encode(value)
@@ -71,7 +73,7 @@ TARGETS = [aten.conv2d.default, aten.conv2d.padding, aten.add.Tensor, operator.g
            torch.sym_max, torch.ops.prims.convert_element_type.default]  # fmt: skip
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
 def test_an_operator_comes_back(target: Any) -> None:
     assert operators.find(operators.name_of(target)) is target
 

@@ -155,6 +155,11 @@ def branch(x):
     return torch.cond(x.sum() > 0, lambda y: y.sin(), lambda y: y.cos(), (x,))
 
 
+def asserting(x):
+    torch._assert_async(x.sum() < 1e3, "too large")
+    return x.relu()
+
+
 def view_of_written(x):
     x.mul_(2)
     return x[0]
@@ -162,7 +167,11 @@ def view_of_written(x):
 
 @pytest.mark.parametrize(
     ("call", "words"),
-    [(branch, "calls graphs of its own"), (view_of_written, "view of an argument that the call writes")],
+    [
+        (branch, "calls graphs of its own"),
+        (asserting, "asserts something"),
+        (view_of_written, "view of an argument that the call writes"),
+    ],
 )
 def test_declined_graphs_run_as_they_are(call, words):
     log = Log()

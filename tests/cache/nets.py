@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from rewrite.pattern import Call, Var
 
 SLOPE = 0.25
 TABLE = {"power": 2}
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
+ARRAY = np.array([1.0, 2.0])
 
 
 class Kind(enum.Enum):
@@ -25,6 +28,31 @@ class Kind(enum.Enum):
 @dataclass
 class Options:
     gain: float = 1.0
+
+
+class Config:
+    def __init__(self) -> None:
+        self.depth = {"a": [1, object()]}
+
+
+CONFIG = Config()
+LAYER = nn.Linear(1, 1)
+
+
+@functools.lru_cache
+def cached(power: int) -> int:
+    return power + 1
+
+
+def half(x: float, by: float) -> float:
+    return x * by
+
+
+HALF = functools.partial(half, by=0.5)
+
+
+def settings() -> Any:
+    return WEIGHTS, ARRAY, CONFIG.depth, LAYER, cached(1), HALF(1.0)
 
 
 def leak(x: Tensor, slope: float | None = None) -> Tensor:
@@ -51,6 +79,9 @@ class Small(nn.Module):
         y = self.act(self.norm(self.conv(x))).mean((2, 3)) * scale + self.eps
         y = self.head(y) + self.offset * self.options.gain
         return y if shift is None else y + shift
+
+    def configure(self) -> Any:
+        return settings()
 
     def features(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)) ** TABLE["power"]

@@ -172,6 +172,30 @@ def test_code_that_was_replaced(monkeypatch: pytest.MonkeyPatch, place: str, nam
     assert _digest_or_doubt(model) != before
 
 
+def write_layer() -> None:
+    with torch.no_grad():
+        nets.LAYER.weight.add_(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: nets.WEIGHTS.add_(1),
+        lambda: nets.ARRAY.__iadd__(1),
+        lambda: nets.CONFIG.depth["a"].append(2),
+        lambda: setattr(nets.CONFIG, "more", 1),
+        write_layer,
+        lambda: nets.HALF.keywords.update(by=0.25),
+        lambda: setattr(nets.cached.__wrapped__, "__defaults__", (3,)),
+    ],
+)
+def test_globals_that_were_written(change: Callable[[], Any]) -> None:
+    before = digest()
+    assert digest() == before
+    change()
+    assert digest() != before
+
+
 def _digest_or_doubt(model: nn.Module) -> str:
     try:
         return digest(model)
