@@ -19,10 +19,11 @@ from rewrite.result import call, recording
 from rewrite.result.lowerings import Lowerings
 from rewrite.result.modes import neutral
 from rewrite.result.ownership import Ownership, changes
-from rewrite.result.plans import Plan, Snapshot, Weights, execute, remember
+from rewrite.result.plans import Plan, Snapshot, Weights, compute, execute, remember
 from rewrite.result.reading import kinds
 from rewrite.result.saving import artifact_of
 from rewrite.result.specialize import Misfit, Specialization
+from rewrite.trace.isolate import cuda_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rewrite.lowering import Lowering
     from rewrite.result.mirror import Mirror
     from rewrite.result.program import Program
+    from rewrite.result.shapes import Shapes
 
 
 class Engine:
@@ -43,6 +45,7 @@ class Engine:
         root: the result, as a tree of tensors.
         compile_program: captures, rewrites and verifies the model for an example call.
         lowering: runs graphs; None runs them operator by operator.
+        shapes: the calls that it is ready for.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Engine:
         root: Mirror,
         compile_program: Callable[[tuple[Any, ...], dict[str, Any]], Program],
         lowering: Lowering | None,
+        shapes: Shapes,
     ):
+        self.shapes = shapes
         self._compile_program = compile_program
         self._lowerings = Lowerings(lowering)
         self._lock = threading.RLock()
@@ -83,18 +88,49 @@ class Engine:
         plan.used = next(self._clock)
         return execute(plan, snapshot.weights[plan.special], flat)
 
-    def _plan(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Snapshot, Plan]:
+    def _plan(
+        self, key: tuple[Hashable, bool, int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Snapshot, Plan]:
         """Find or make the plan for a call; other threads that need one wait."""
         with self._lock:
+            compiles = self.shapes.compiles(*call.flatten(args, kwargs))
             special = self.specialize(args, kwargs)
             snapshot = self._snapshot
             plan = snapshot.plans.get(key)
             if plan is None:
-                flat, _ = call.flatten(args, kwargs)
-                plan = self._lowerings.plan(special, snapshot.weights[special], flat, call.needs_gradient(flat))
-                plan.used = next(self._clock)
+                flat, structure = call.flatten(args, kwargs)
+                plan = self._lowerings.plan(
+                    special, snapshot.weights[special], flat, differentiate=key[1], compiles=compiles
+                )
+                if self.shapes.undecided:
+                    self.shapes.announce(flat, structure)
+                plan.kept, plan.used = self.shapes.ready(key[0]), next(self._clock)
                 remember(snapshot.plans, key, plan)
             return snapshot, plan
+
+    def announce(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Capture the model for a call, unless a program takes it, and be ready for such calls."""
+        with self._lock:
+            self.specialize(args, kwargs)
+            flat, structure = call.flatten(args, kwargs)
+            self.shapes.announce(flat, structure)
+            kind, plans = call.kind(flat, structure), self._snapshot.plans
+            for key in [key for key in plans if key[0] == kind]:
+                if plans[key].static:
+                    plans[key].kept = True
+                else:  # it may be one that was to run operator by operator
+                    del plans[key]
+
+    def warm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Announce a call, and lower the program for it and run it, without what a call writes."""
+        with self._lock:
+            self.announce(args, kwargs)
+            flat, structure = call.flatten(args, kwargs)
+            snapshot, plan = self._plan(call.key(flat, structure, call.needs_gradient(flat)), args, kwargs)
+            # compiled code does some of its work at its first run, and programs in eager mode may write as they run
+            if plan.static and not plan.differentiate:
+                with torch.random.fork_rng(cuda_devices(self._ownership.root)):
+                    compute(plan, snapshot.weights[plan.special], flat)
 
     # -- calls that are recorded --------------------------------------------------------------------------------------
 
@@ -137,13 +173,11 @@ class Engine:
 
     def prepare(self) -> None:
         """Be ready for an exporter, which reads the tree, and then puts tensors into it that have no values."""
-        if compat.is_recording():
-            return
-        with self._lock, neutral():
-            with contextlib.suppress(RewriteError):  # the next call raises it
-                self.refresh()
-            self._ownership.observe(self._snapshot.watch)
-            recording.name_constants(self._ownership.root, self._snapshot)
+        with self._lock:
+            if not compat.is_recording() or self._ownership.is_swapped():
+                return
+            with compat.unrecorded(), contextlib.suppress(RewriteError):  # the call raises it
+                recording.name_constants(self._ownership.root, self.refresh())
 
     # -- programs -----------------------------------------------------------------------------------------------------
 
@@ -284,6 +318,7 @@ class Engine:
             snapshot = self.refresh()
             twin = copy.copy(self)
             twin._lock = threading.RLock()
+            twin.shapes = self.shapes.copy()
             twin._lowerings = copy.copy(self._lowerings)
             twin._lowerings.announced = False
             twin._ownership = self._ownership.copy(root)

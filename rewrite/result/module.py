@@ -16,6 +16,7 @@ from rewrite.result import recording
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find
 from rewrite.result.reading import read_through
+from rewrite.result.shapes import Shapes
 from rewrite.result.signature import signed
 from rewrite.trace.guard import unwrap
 
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from rewrite.result.specialize import Specialization
 
 _TREE = ("_parameters", "_buffers", "_modules")
-_OWN = frozenset(
-    (*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set", *recording.RECORDED)
-)
+_OWN = frozenset((*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set", *recording.RECORDED))
 
 
 class OptimizedModule(Mirror):
@@ -52,7 +51,8 @@ class OptimizedModule(Mirror):
     change of these.
 
     **Modes.** Gradients reach inputs that require them, never weights. Autocast and inference mode work as with the
-    model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen.
+    model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen, or as
+    ``on_new_shape`` says.
 
     Args:
         source: the model, in evaluation mode; never changed.
@@ -60,6 +60,7 @@ class OptimizedModule(Mirror):
         lowering: runs graphs; None runs them operator by operator.
         programs: the programs of the model that exist already.
         private: nobody else has the model, so the result takes its tensors over and leaves it none.
+        shapes: the calls that the result is ready for, and what becomes of others.
 
     Raises:
         CaptureError: a part of the model cannot be captured, or is not initialized.
@@ -74,6 +75,7 @@ class OptimizedModule(Mirror):
         lowering: Lowering | None = None,
         programs: Iterable[Program] = (),
         private: bool = False,
+        shapes: Shapes | None = None,
     ):
         source = unwrap(source)
         for name, tensor in itertools.chain(source.named_parameters(), source.named_buffers()):
@@ -81,7 +83,7 @@ class OptimizedModule(Mirror):
                 raise CaptureError(f"'{name}' is not initialized; call the model once on an example input first")
         super().__init__(source, self)
         object.__setattr__(self, "__class__", signed(type(self), source))
-        engine = self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
+        engine = self.__dict__["_engine"] = Engine(source, self, compile_program, lowering, shapes or Shapes())
         for program in programs:
             engine.adopt(program)
         if private:
@@ -109,7 +111,20 @@ class OptimizedModule(Mirror):
 
     def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Capture and rewrite the model for an example call, unless a program that takes it exists."""
-        self._engine.specialize(args, kwargs or {})
+        self._engine.announce(args, kwargs or {})
+
+    def warmup(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for calls like this one, so that the first of them waits for nothing.
+
+        Nothing else changes: neither buffers that a call writes nor random numbers. What counts is what a call is
+        compiled for: sizes, strides, dtypes and devices of tensors, other arguments by value, whether a tensor
+        requires a gradient, and autocast. Such calls are ready from then on, in the sense of ``on_new_shape``, and
+        their compiled code is kept.
+
+        Raises:
+            InputError, CaptureError, VerificationError: as for the call itself.
+        """
+        self._engine.warm(args, kwargs)
 
     def refold(self) -> None:
         """Compute everything that was derived from weights again, whether or not a change was noticed."""
@@ -187,6 +202,7 @@ class OptimizedModule(Mirror):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As in ``nn.Module``; the parts hold tensors and cannot be called."""
+        self._observe()
         if "_engine" in self.__dict__:
             self._engine.prepare()
         yield from super().named_modules(*args, **kwargs)
@@ -240,7 +256,7 @@ class OptimizedModule(Mirror):
         """As the file that :meth:`save` writes: what is unpickled knows nothing of the model."""
         from rewrite.result.standalone import unpickled  # which makes results
 
-        return unpickled, (self._packed(), self._engine.lowering), self._others()
+        return unpickled, (self._packed(), self._engine.lowering, self._engine.shapes), self._others()
 
     def _others(self) -> dict[str, Any]:
         """What the caller and ``nn.Module`` have as attributes of the result."""

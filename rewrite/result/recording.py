@@ -6,6 +6,7 @@ are taken from the tree of the result, where an exporter looks for them; folded 
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from rewrite import compat
 from rewrite.errors import InputError
-from rewrite.printer import type_text
+from rewrite.result import call
 from rewrite.result.plans import result_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rewrite.result.plans import Snapshot
     from rewrite.result.specialize import Specialization
@@ -49,10 +50,9 @@ def record(special: Specialization, weights: Sequence[Any], flat: Sequence[Any])
 
 def refusal(flat: Sequence[Any]) -> InputError:
     """The error for a call that no program takes, where none can be made."""
-    given = ", ".join(type_text(value) if isinstance(value, Tensor) else repr(value) for value in flat)
     return InputError(
-        f"no program takes ({given}), and none can be made while the result is traced; call it once with such inputs "
-        "first"
+        f"no program takes ({call.text(flat)}), and none can be made while the result is traced; call it once with "
+        "such inputs first"
     )
 
 
@@ -67,10 +67,16 @@ def name_constants(root: nn.Module, snapshot: Snapshot) -> None:
     found: dict[str, Tensor] = {}
     for special, weights in snapshot.weights.items():
         for name, tensor in zip(special.names, weights.plain, strict=True):
-            if (name in special.folded or name in special.constants) and name not in own:
-                found.setdefault(name, tensor)
+            if name in special.folded or name in special.constants:
+                found[_unused(name, found, own)] = tensor
     own.update(found)
     own[_NAMED] = tuple(found)
+
+
+def _unused(name: str, *taken: Mapping[str, Any]) -> str:
+    """The name, numbered where it is taken: programs for other sizes have constants of the same names."""
+    numbered = (f"{name}_{number}" if number > 1 else name for number in itertools.count(1))
+    return next(candidate for candidate in numbered if not any(candidate in each for each in taken))
 
 
 def constant_names(root: nn.Module) -> tuple[str, ...]:

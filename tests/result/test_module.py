@@ -233,14 +233,6 @@ def test_the_result_inside_torch_compile(model: nn.Module) -> None:
         assert close(outer(image()), model(image() * 2) + 1)
 
 
-def test_export_names_what_to_export(model: nn.Module) -> None:
-    fast = optimize(model, image())
-    with pytest.raises(RewriteError, match=r"export result\.graph_module"):
-        torch.export.export(fast, (image(),))
-    exported = torch.export.export(fast.graph_module, (image(),))
-    assert close(exported.module()(image()), model(image()))
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_transforms_of_the_result(model: nn.Module) -> None:
     fast, x = optimize(model, image()), image()
