@@ -115,17 +115,22 @@ class _Sweep:
         print_ = printer.fingerprint(self.run.graph.nodes)
         if print_ in self.programs:
             since = len(self.programs[print_])
-            names = sorted(set(self.trail[since:]))
             raise CycleError(
-                f"step '{self.run.step.name}' came back to a program that it had before: the rules "
-                f"{_and(names)} undo each other; exclude one of them"
+                f"step '{self.run.step.name}' came back to a program that it had before: "
+                f"{_circle(sorted(set(self.trail[since:])))}"
             )
         self.programs[print_] = list(self.trail)
         if self.again > 10 * self.size + 100:
             raise CycleError(
-                f"step '{self.run.step.name}' does not come to an end: the rules {_and(sorted(set(self.trail)))} have "
-                f"rewritten their own results {self.again} times; exclude one of them"
+                f"step '{self.run.step.name}' does not come to an end: results of {_and(sorted(set(self.trail)))} "
+                f"have been rewritten {self.again} times; exclude a rule"
             )
+
+
+def _circle(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"the rule '{names[0]}' matches what it makes itself; let its pattern or its check leave that out"
+    return f"the rules {_and(names)} undo each other; exclude one of them"
 
 
 def _and(names: Sequence[str]) -> str:

@@ -82,6 +82,20 @@ def test_rules_that_undo_each_other_are_named():
         Driver(graph).run([Loop()])
 
 
+def test_a_rule_that_matches_what_it_makes_is_named():
+    @dataclass(frozen=True)
+    class Same(Rule):
+        fidelity = Fidelity.BITWISE
+        pattern = Op(Negation, input=Var("x"))
+
+        def rewrite(self, match: Match, g: Any) -> Node:
+            return g(neg, match.x)
+
+    _, graph = chain(relu, neg, relu)
+    with pytest.raises(CycleError, match="step 'same' .* the rule 'same' matches what it makes itself"):
+        Driver(graph).run([Same()])
+
+
 def test_a_rule_that_never_ends_is_stopped():
     @dataclass(frozen=True)
     class Grow(Rule):
@@ -92,7 +106,7 @@ def test_a_rule_that_never_ends_is_stopped():
             return g(neg, g(aten.sin.default, match.x))
 
     _, graph = chain(relu, neg, relu)
-    with pytest.raises(CycleError, match="step 'grow' does not come to an end: the rules 'grow' have rewritten"):
+    with pytest.raises(CycleError, match="step 'grow' does not come to an end: results of 'grow' have been rewritten"):
         Driver(graph).run([Grow()])
 
 
