@@ -22,7 +22,7 @@ Tree = int | compat.TreeSpec
 _SYMBOLIC = "torch.fx finds no code to trace in a rewritten module; use result.graph_module, which is its trace"
 
 
-def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Tree]:
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any] | Proxy) -> tuple[list[Any], Tree]:
     """The leaves of a call and its structure.
 
     Raises:
