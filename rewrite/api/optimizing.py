@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
 from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
@@ -13,8 +15,6 @@ from rewrite.trace import bound, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from torch import nn
 
     from rewrite.listener import Listener
     from rewrite.plan import Plan
@@ -130,6 +130,11 @@ def transform(
     """
     if isinstance(model, OptimizedModule):
         raise InputError("transform needs the model itself, not an optimized one; pass the module that was optimized")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(
+            f"{type(model).__name__} would not see the result's gradients; pass its module, and wrap what transform "
+            "returns"
+        )
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, plan, default=live_pipeline(), verify=verify, fuel=fuel,
                        listeners=tuple(listeners))  # fmt: skip
