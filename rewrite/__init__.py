@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rewrite.api import Bisection, bisect, explain, load, optimize, transform
     from rewrite.errors import (
         ArtifactError,
+        BisectionError,
         CaptureError,
         CycleError,
         InputError,
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
     "explain": "rewrite.api", "load": "rewrite.api",
-    "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "CaptureError": "rewrite.errors",
-    "InputError": "rewrite.errors",
+    "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "BisectionError": "rewrite.errors",
+    "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
     "VerificationError": "rewrite.errors", "PlanError": "rewrite.errors",
     "Pass": "rewrite.pipeline", "Pipeline": "rewrite.pipeline",
@@ -53,8 +54,8 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "ArtifactError", "Bisection", "CaptureError", "CycleError", "Fidelity", "InputError", "Match", "Miss", "Pass",
-    "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
+    "ArtifactError", "Bisection", "BisectionError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match",
+    "Miss", "Pass", "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
     "VerificationError", "__version__", "bisect", "explain", "load", "optimize", "transform",
 ]  # fmt: skip
 

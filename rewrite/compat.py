@@ -73,6 +73,7 @@ __all__ = [
     "unlift",
     "unrecorded",
     "without_autocast",
+    "without_partial_graphs",
     "watch_autograd_functions",
 ]
 
@@ -315,6 +316,19 @@ def watch_autograd_functions(seen: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         function.apply, module._checkpoint_without_reentrant_generator = apply, generator
+
+
+@contextlib.contextmanager
+def without_partial_graphs() -> Iterator[None]:
+    """Within, ``torch.export`` does not print the part of a program that it got to before it raises."""
+    from torch.export import _trace
+
+    names = vars(_trace)
+    names["print"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        names.pop("print", None)
 
 
 # -- the graphs of Dynamo ---------------------------------------------------------------------------------------------

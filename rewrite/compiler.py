@@ -97,9 +97,6 @@ class Compiler:
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         captured = capture(self.model, args, kwargs, training=self.training)
-        name = type(captured.model).__name__
-        emit("captured", f"{name}: captured in {captured.seconds:.2f} s", model=name, seconds=captured.seconds,
-             batch=captured.batch, notes=list(captured.notes))  # fmt: skip
         rewriting = self._rewriting(captured)
         verdict = None
         if self.recipe.verify != "off":

@@ -18,6 +18,10 @@ class InputError(RewriteError, ValueError):
     """An argument of a public function does not fit; nothing was changed."""
 
 
+class BisectionError(InputError):
+    """No rewrite is to blame: the check passes after all of them, or fails before the first, or there is none."""
+
+
 class PipelineError(RewriteError, ValueError):
     """A pipeline text or a pass option is not valid."""
 

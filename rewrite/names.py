@@ -9,12 +9,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_SHOWN = 24
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: ``; did you mean 'x'?``, or the list of what there is."""
+    """The end of an error message: ``; did you mean 'x'?``, or the list of what there is, where that is short."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
+    if len(known) > _SHOWN:
+        return f"; there are {len(known)}, from '{known[0]}' to '{known[-1]}'"
     return f"; there are {', '.join(known)}" if known else "; there are none"
 
 

@@ -53,17 +53,18 @@ def step_text(step: Step) -> str:
     options = [
         f"{spec.name}={_value_text(getattr(step, spec.name))}"
         for spec in dataclasses.fields(step)
-        if spec.init and getattr(step, spec.name) != _default(spec)
+        if spec.init and getattr(step, spec.name) != default_of(spec)
     ]
     return f"{step.name}{{{', '.join(options)}}}" if options else step.name
 
 
-def _default(spec: dataclasses.Field[Any]) -> Any:
+def default_of(spec: dataclasses.Field[Any]) -> Any:
+    """The default of an option, ``dataclasses.MISSING`` where it has none."""
     return spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
 
 
 def _value_text(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and _parse_value(value) == value:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and parse_value(value) == value:
         return value
     return repr(value)
 
@@ -139,14 +140,15 @@ class Registry:
                 raise PipelineError(f"pass '{name}' has no option '{key}'{nearest(key, known)}")
             if key in values:
                 raise PipelineError(f"pass '{name}' is given the option '{key}' twice; keep one of the two")
-            values[key] = _typed(name, known[key], _parse_value(value.strip()))
+            values[key] = _typed(name, known[key], parse_value(value.strip()))
         try:
             return step(**values)
         except (TypeError, ValueError) as error:
             raise PipelineError(f"pass '{name}' does not take these options: {error}") from error
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """The value of an option as users write it: a Python literal, an infinity, or text."""
     if text in ("inf", "-inf"):
         return float(text)
     try:
@@ -157,7 +159,7 @@ def _parse_value(text: str) -> Any:
 
 def _typed(step: str, spec: dataclasses.Field[Any], value: Any) -> Any:
     """The value of an option, which has to be of a type that its annotation names; a whole number is a float too."""
-    default = _default(spec)
+    default = default_of(spec)
     named = re.findall(r"\w+", re.sub(r"\[[^][]*\]", "", spec.type if isinstance(spec.type, str) else str(spec.type)))
     if type(value) is type(default) or type(value).__name__.removesuffix("Type") in named:
         return value

@@ -11,24 +11,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from rewrite import zoo
 
-def _register_torchvision_operators() -> torch.library.Library | None:
-    """Let torchvision, which timm imports, be imported beside a torch build that its binary part does not fit.
-
-    Its Python part gives two operators a meta implementation on import and fails if the binary part has not defined
-    them. No network here calls them, so their schemas are enough. The definitions live as long as the returned object.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
-    return None
-
-
-_TORCHVISION = _register_torchvision_operators()
+zoo.timm()  # from here on timm can be imported whatever torchvision there is
 
 import timm  # noqa: E402
 import timm.utils  # noqa: E402

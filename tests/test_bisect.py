@@ -15,6 +15,7 @@ from torch.fx import Node
 from passes import FoldConstants, Reparameterize, Simplify
 from rewrite import (
     Bisection,
+    BisectionError,
     Fidelity,
     InputError,
     Match,
@@ -196,7 +197,7 @@ def test_other_exceptions_of_a_check_end_the_bisection(model, x):
 def test_what_verification_rejects_is_made_unless_it_is_asked(model, x):
     steps = pipeline(Planted(wrong=0.01))
     assert bisect(model, x, pipeline=steps).commit.rule == "planted"
-    with pytest.raises(InputError, match="check passes on all 9 rewrites"):
+    with pytest.raises(BisectionError, match="check passes on all 9 rewrites"):
         bisect(model, x, pipeline=steps, verify="default")
 
 
@@ -237,15 +238,15 @@ def test_the_error_of_optimize_names_it(model, x, monkeypatch):
 
 
 def test_nothing_to_be_found(model, x):
-    with pytest.raises(InputError, match="check passes on all 9 rewrites, so there is none to be found"):
+    with pytest.raises(BisectionError, match="check passes on all 9 rewrites, so there is none to be found"):
         bisect(model, x)
-    with pytest.raises(InputError, match="the pipeline makes no rewrite of this model"):
+    with pytest.raises(BisectionError, match="the pipeline makes no rewrite of this model"):
         bisect(model, x, pipeline="fold-layer-scale")
 
     def check(fast: nn.Module) -> None:
         raise AssertionError("too bad\nfor words")
 
-    with pytest.raises(InputError, match=r"fails on the unrewritten program already \(too bad\), so no rewrite is to"):
+    with pytest.raises(BisectionError, match=r"fails on the unrewritten program already \(too bad\), so no rewrite is"):
         bisect(model, x, check)
 
 

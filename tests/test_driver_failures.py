@@ -92,7 +92,7 @@ def test_a_rule_that_matches_what_it_makes_is_named():
             return g(neg, match.x)
 
     _, graph = chain(relu, neg, relu)
-    with pytest.raises(CycleError, match="step 'same' .* the rule 'same' matches what it makes itself"):
+    with pytest.raises(CycleError, match=r"step 'same' .* the rule 'same' matches what it makes itself"):
         Driver(graph).run([Same()])
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rewrite import events, optimize
+from rewrite import events, explain, optimize
 
 
 @pytest.fixture
@@ -36,6 +36,14 @@ def test_every_decision_is_an_event(caplog, model):
     assert commit.data["module"] == "1"
     assert commit.data["verdict"]["accepted"]
     assert all(json.loads(json.dumps(record.data)) is not None for record in found)
+
+
+def test_a_capture_is_an_event_whatever_it_is_for(caplog, model):
+    with caplog.at_level(logging.INFO, logger="rewrite"):
+        explain(model, torch.randn(2, 3, 8, 8))
+    captured = next(record for record in caplog.records if record.event == "captured")
+    assert captured.data["model"] == "Sequential"
+    assert captured.data["seconds"] > 0
 
 
 def test_phases_alone_at_the_level_of_information(caplog, model):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import call_of, lowering_of, recipe_of
-from rewrite.errors import InputError, PlanError, RewriteError
+from rewrite.errors import BisectionError, InputError, PlanError, RewriteError
 from rewrite.events import emit
 from rewrite.halving import first_bad
 from rewrite.listener import Listener
@@ -89,16 +89,25 @@ class Bisection:
         """The rewrite as a script that needs torch alone, see :meth:`~rewrite.report.Report.reproduce`."""
         return self.report.reproduce(self.commit.number, path)
 
-    def __str__(self) -> str:
-        number, rule, module = self.commit.number, self.commit.rule, self.commit.module
+    @property
+    def finding(self) -> str:
+        """Which rewrite it is, why the check fails after it, and its diff, as text."""
+        number, module = self.commit.number, self.commit.module
         hunk = next(hunk for hunk in self.report.diff() if hunk.number == number)
         place = " ".join(filter(None, (module and f"in {module}", self.commit.source and f"({self.commit.source})")))
-        without = f'exclude="{rule}"' + (f', or exclude="{module}" for the module alone' if module else "")
         lines = [
-            f"rewrite {number} of {self.total} makes the check fail: {rule} {place}".rstrip(),
+            f"rewrite {number} of {self.total} makes the check fail: {self.commit.rule} {place}".rstrip(),
             *([f"because {self.reason}"] if self.reason else []),
             "", str(hunk), "",
             f"found in {self.runs} runs of the check",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        number, rule, module = self.commit.number, self.commit.rule, self.commit.module
+        without = f'exclude="{rule}"' + (f', or exclude="{module}" for the module alone' if module else "")
+        lines = [
+            self.finding,
             f"to go on without it: {without}",
             f'to look at it: .reproduce("rewrite_{number}.py") writes both sides as a script that needs torch alone;',
             f"  fuel={number - 1} stops right before it, fuel={number} right after it",
@@ -140,8 +149,9 @@ def bisect(
         progress: told of each run of the check.
 
     Raises:
-        InputError: the check fails on the captured program already, or passes after all rewrites, or there are none; or
-            an argument does not fit.
+        BisectionError: the check fails on the captured program already, or passes after all rewrites, or there are
+            none.
+        InputError: an argument does not fit.
         CaptureError: the model cannot be captured as a functional graph.
         PipelineError: an unknown pass or option.
         RewriteError: two runs of the pipeline do not make the same rewrites.
@@ -206,14 +216,14 @@ class _Bisector:
 
     def bisection(self) -> Bisection:
         if self.total == 0:
-            raise InputError("the pipeline makes no rewrite of this model, so there is none to be found")
+            raise BisectionError("the pipeline makes no rewrite of this model, so there is none to be found")
         if self._is_good(self.total):
-            raise InputError(f"check passes on all {self.total} rewrites, so there is none to be found; pass a check "
-                             "that fails on the optimized model")  # fmt: skip
+            raise BisectionError(f"check passes on all {self.total} rewrites, so there is none to be found; pass a "
+                                 "check that fails on the optimized model")  # fmt: skip
         if not self._is_good(0):
             reason = f" ({self.trials[-1].reason})" if self.trials[-1].reason else ""
-            raise InputError(f"check fails on the unrewritten program already{reason}, so no rewrite is to blame; pass "
-                             "a check that the model itself passes")  # fmt: skip
+            raise BisectionError(f"check fails on the unrewritten program already{reason}, so no rewrite is to blame; "
+                                 "pass a check that the model itself passes")  # fmt: skip
         number = first_bad(0, self.total, self._is_good)
         found = self._searched(number)
         return Bisection(found.commits[-1], self.total, tuple(self.trials), found.program(None).report)

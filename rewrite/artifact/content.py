@@ -56,6 +56,13 @@ class StoredProgram:
         return {node["target"]: node["value"]["tensor"] for node in self._given("captured") if node["kind"] == "weight"}
 
     @property
+    def takes(self) -> list[str]:
+        """The flat inputs for people: ``float32[N, 3, 224, 224]``, where N is any batch; other values as they are."""
+        leaves = zip((node["value"] for node in self._given("captured") if node["kind"] == "input"), self.sample,
+                     strict=True)  # fmt: skip
+        return [_tensor_text(value["tensor"]) if isinstance(leaf, Tensor) else repr(leaf) for value, leaf in leaves]
+
+    @property
     def devices(self) -> frozenset[str]:
         """The names of the devices that inputs and weights were on."""
         values = [node["value"] for name in ("captured", "rewritten") for node in self._given(name)]
@@ -187,6 +194,11 @@ def stored_graphs(captured: Graph, rewritten: Graph) -> dict[str, Any]:
         ArtifactError: something in them that cannot be saved.
     """
     return graphs_data({"captured": captured, "rewritten": rewritten})
+
+
+def _tensor_text(data: Mapping[str, Any]) -> str:
+    sizes = (str(size) if isinstance(size, int) else "N" for size in data["shape"])
+    return f"{data['dtype']}[{', '.join(sizes)}]"
 
 
 def _json(data: Any) -> bytes:

@@ -38,7 +38,8 @@ def _head(explanation: Explanation) -> list[str]:
     found = f"{matched} of {places} places match" if places else "no rule finds a place to begin"
     share = sum(finding.share for finding in explanation)
     lost = f"; what is blocked would save about {_percent(share)} of its nominal time" if share else ""
-    return [f"{explanation.model_name}: {found}{lost}", *wrapped("pipeline  ", explanation.pipeline)]
+    title = wrapped("", f"{explanation.model_name}: {found}{lost}", 2)
+    return [*title, *wrapped("pipeline  ", explanation.pipeline)]
 
 
 def _coverage(rules: Sequence[Coverage]) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from typing import TYPE_CHECKING
 
-from rewrite.report.text import WIDTH
+from rewrite.report.text import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,12 +45,12 @@ def place_text(refused: Refused) -> str:
 
 def refusals_text(refusals: Iterable[Refused], places: int = 3) -> str:
     """Refusals as text, a paragraph for each rule and reason, with the first ``places`` places of each."""
-    paragraphs = []
+    lines: list[str] = []
     for group in groups(refusals):
         first = group[0]
-        lines = [f"{first.rule}, {len(group)} x: {reason_text(first)}"]
-        lines += [f"  at {place_text(refused)}" for refused in group[:places]]
+        lines += wrapped("", f"{first.rule}, {len(group)} x: {reason_text(first)}", 4)
+        for refused in group[:places]:
+            lines += wrapped("  ", f"at {place_text(refused)}", 4)
         if len(group) > places:
             lines.append(f"  and {len(group) - places} more")
-        paragraphs += [textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in lines]
-    return "\n".join(paragraphs)
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A report as a table in plain text, at most 100 columns wide."""
+"""A report as a table in plain text."""
 
 from __future__ import annotations
 

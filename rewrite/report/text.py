@@ -1,15 +1,28 @@
-"""Tables, paragraphs and numbers in plain text, at most :data:`WIDTH` columns wide."""
+"""Tables, paragraphs and numbers in plain text; paragraphs are at most :data:`WIDTH` columns wide."""
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 WIDTH = 100
 _PREFIXES = ("", "k", "M", "G", "T", "P")
+_columns: ContextVar[int] = ContextVar("columns", default=WIDTH)
+
+
+@contextlib.contextmanager
+def narrowed(columns: int | None) -> Iterator[None]:
+    """Within, paragraphs are at most so many columns wide where that is less than :data:`WIDTH`; None for no change."""
+    token = _columns.set(WIDTH if columns is None else min(columns, WIDTH))
+    try:
+        yield
+    finally:
+        _columns.reset(token)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -20,9 +33,16 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]  # fmt: skip
 
 
-def wrapped(label: str, text: str) -> list[str]:
-    """A paragraph that begins with a label, as lines of which the further ones are indented by it."""
-    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label), break_long_words=False)
+def wrapped(label: str, text: str, indent: int | None = None) -> list[str]:
+    """A paragraph that begins with a label, as lines.
+
+    Args:
+        label: how the first line begins.
+        text: the rest.
+        indent: of the further lines; by default the width of the label.
+    """
+    margin = " " * (len(label) if indent is None else indent)
+    return textwrap.wrap(text, _columns.get(), initial_indent=label, subsequent_indent=margin, break_long_words=False)
 
 
 def scaled(number: int, unit: str) -> str:

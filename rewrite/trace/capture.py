@@ -12,6 +12,7 @@ from torch import nn
 
 from rewrite import compat
 from rewrite.errors import CaptureError, GraphError
+from rewrite.events import emit
 from rewrite.provenance import location
 from rewrite.trace import guard, twin
 from rewrite.trace.batch import plans, squeezes_batch
@@ -83,8 +84,9 @@ def capture(
     notes += _state_notes(rehearsal) + _constant_notes(graph, flat)
     if not one_row:
         notes.append("forward does something else with a batch of one, which is captured on its own")
-    seconds = time.perf_counter() - start
-    return Capture(graph, model, _symbol(graph, plan), tuple(flat), tuple(notes), seconds, one_row)
+    seconds, name, batch = time.perf_counter() - start, type(model).__name__, _symbol(graph, plan)
+    emit("captured", f"{name}: captured in {seconds:.2f} s", model=name, seconds=seconds, batch=batch, notes=notes)
+    return Capture(graph, model, batch, tuple(flat), tuple(notes), seconds, one_row)
 
 
 def _trace(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rewrite import compat
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -44,7 +46,8 @@ def _quiet() -> Iterator[None]:
     for logger, _ in saved:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with compat.without_partial_graphs():
+            yield
     finally:
         for logger, level in saved:
             logger.setLevel(level)

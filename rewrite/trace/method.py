@@ -25,7 +25,8 @@ def bound(model: nn.Module, method: str | None) -> nn.Module:
         return model
     kind = type(model)
     if not callable(getattr(kind, method, None)):
-        known = [name for name in dir(kind) if name.startswith("forward") and name != "forward"]
+        own = (name for name in dir(kind) if not name.startswith("_") and not hasattr(nn.Module, name))
+        known = [name for name in own if callable(getattr(kind, name, None))]
         raise InputError(f"method={method!r} is no method of {kind.__name__}{nearest(method, known)}")
     if hasattr(nn.Module, method):
         raise InputError(f"method={method!r} is a method of every module and computes nothing; name one of the model's")

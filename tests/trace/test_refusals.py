@@ -144,7 +144,7 @@ def test_module_without_forward() -> None:
 # -- while it is traced -----------------------------------------------------------------------------------------------
 
 
-def test_branch_on_a_value() -> None:
+def test_branch_on_a_value(capsys: pytest.CaptureFixture[str]) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         if x.sum() > 0:
             return x + 1
@@ -152,6 +152,7 @@ def test_branch_on_a_value() -> None:
 
     assert_refuses(module(forward), CaptureError, "value of a tensor", "if x.sum() > 0", "torch.where")
     assert_refuses(module(lambda self, x: x * float(x.sum())), CaptureError, "value of a tensor", "torch.where")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_size_that_depends_on_values() -> None:
