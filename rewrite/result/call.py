@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def text(values: Iterable[Any]) -> str:
 
 def _leaf_text(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return repr(value)
+        return reprlib.repr(value)
     strided = not compat.is_stand_in(value) and not value.is_contiguous()
     strides = f" with strides {list(value.stride())}" if strided else ""
     return f"{type_text(value)}{strides}{'' if value.device.type == 'cpu' else f' on {value.device}'}"

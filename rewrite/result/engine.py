@@ -23,7 +23,6 @@ from rewrite.result.plans import Plan, Snapshot, Weights, compute, execute, reme
 from rewrite.result.reading import kinds
 from rewrite.result.saving import artifact_of
 from rewrite.result.specialize import Misfit, Specialization
-from rewrite.trace.isolate import cuda_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -129,8 +128,10 @@ class Engine:
             snapshot, plan = self._plan(call.key(flat, structure, call.needs_gradient(flat)), args, kwargs)
             # compiled code does some of its work at its first run, and programs in eager mode may write as they run
             if plan.static and not plan.differentiate:
-                with torch.random.fork_rng(cuda_devices(self._ownership.root)):
-                    compute(plan, snapshot.weights[plan.special], flat)
+                weights = snapshot.weights[plan.special]
+                devices = {tensor.device for tensor in (*weights.plain, *flat) if isinstance(tensor, Tensor)}
+                with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+                    compute(plan, weights, flat)
 
     # -- calls that are recorded --------------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class Engine:
         """The program for a call and its present weights.
 
         Raises:
-            InputError: an exporter traces the call, and no program takes it.
+            InputError: no program takes the call, and its tensors have no values to make one with.
             RewriteError: weights have changed, and an exporter has put others in their place.
         """
         with self._lock:
@@ -166,17 +167,17 @@ class Engine:
             flat, structure = call.flatten(args, kwargs)
             special = self._find(flat, structure, compat.is_any_autocast())
             if special is None:
-                if torch.compiler.is_exporting():
+                if torch.compiler.is_exporting() or any(map(compat.is_stand_in, flat)):
                     raise recording.refusal(flat)
                 special = self.specialize(args, kwargs)
             return special, self._snapshot.weights[special]
 
     def prepare(self) -> None:
         """Be ready for an exporter, which reads the tree, and then puts tensors into it that have no values."""
-        with self._lock:
-            if not compat.is_recording() or self._ownership.is_swapped():
-                return
-            with compat.unrecorded(), contextlib.suppress(RewriteError):  # the call raises it
+        if not compat.is_recording():
+            return
+        with self._lock, compat.unrecorded(), contextlib.suppress(RewriteError):  # the call raises it
+            if not self._ownership.is_swapped():
                 recording.name_constants(self._ownership.root, self.refresh())
 
     # -- programs -----------------------------------------------------------------------------------------------------

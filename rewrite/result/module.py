@@ -54,6 +54,10 @@ class OptimizedModule(Mirror):
     model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen, or as
     ``on_new_shape`` says.
 
+    **Exporters.** ``torch.export``, ``torch.onnx.export(dynamo=True)`` and ``torch.jit.trace`` record the rewritten
+    program of a call that a program takes, with folded weights as constants; the batch alone may be dynamic.
+    ``torch.compile`` leaves the call as it is.
+
     Args:
         source: the model, in evaluation mode; never changed.
         compile_program: captures, rewrites and verifies the model for the arguments of an example call.

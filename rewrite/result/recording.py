@@ -51,7 +51,7 @@ def record(special: Specialization, weights: Sequence[Any], flat: Sequence[Any])
 def refusal(flat: Sequence[Any]) -> InputError:
     """The error for a call that no program takes, where none can be made."""
     return InputError(
-        f"no program takes ({call.text(flat)}), and none can be made while the result is traced; call it once with "
+        f"no program takes ({call.text(flat)}), and none can be made while it is traced; call the result once with "
         "such inputs first"
     )
 

@@ -47,7 +47,7 @@ class Shapes:
     def announce(self, flat: list[Any], structure: call.Tree) -> None:
         """Be ready for calls like this one from now on."""
         # made anew, since copies share it
-        self._ready = {**self._ready, call.kind(flat, structure): _text(flat)}
+        self._ready = {**self._ready, call.kind(flat, structure): _text(flat, structure)}
 
     def ready(self, kind: Hashable) -> bool:
         """Whether a kind was announced."""
@@ -61,7 +61,7 @@ class Shapes:
         """
         if self.undecided or self.ready(call.kind(flat, structure)):
             return True
-        given, known = _text(flat), tuple(dict.fromkeys(self._ready.values()))
+        given, known = _text(flat, structure), tuple(dict.fromkeys(self._ready.values()))
         emit("new-shape", f"a call is not like the announced ones and is {_DONE[self.policy]}: ({given})",
              given=given, ready=list(known), policy=self.policy)  # fmt: skip
         if self.policy == "error":
@@ -77,5 +77,15 @@ class Shapes:
         return copy.copy(self)
 
 
-def _text(flat: list[Any]) -> str:
-    return f"{call.text(flat)}{' under autocast' if compat.is_any_autocast() else ''}"
+def _text(flat: list[Any], structure: call.Tree) -> str:
+    args, kwargs = compat.tree_unflatten(flat, call.tree_of(structure))
+    parts = [*map(_argument, args), *(f"{key}={_argument(value)}" for key, value in kwargs.items())]
+    return f"{', '.join(parts)}{' under autocast' if compat.is_any_autocast() else ''}"
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_argument(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_argument, value))}]"
+    return call.text([value])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import onnx
@@ -86,7 +87,9 @@ def test_calls_that_no_program_takes_are_refused(strict: bool) -> None:
     model = counting()
     fast = optimize(model, image(), lower="eager")
     shift = torch.randn(5)
-    with pytest.raises(InputError, match=r"no program takes \(f32\[2, 3, 8, 8\], f32\[5\]\), and none can be made"):
+    with pytest.raises(
+        InputError, match=r"no program takes \(f32\[2, 3, 8, 8\], f32\[5\]\), and none can be made while it is traced"
+    ):
         export(fast, (image(),), {"shift": shift}, strict=strict)
     fast(image(), shift=shift)
     program = export(fast, (image(),), {"shift": shift}, strict=strict)
@@ -218,3 +221,24 @@ def test_a_result_inside_an_exported_module(made: Any, strict: bool) -> None:
     model, fast = made
     program = export(Outer(fast), (image(),), dynamic_shapes={"x": {0: Dim.DYNAMIC}}, strict=strict)
     assert close(program.module()(image(4)), Outer(model)(image(4)))
+
+
+class Mapped(nn.Module):
+    """Takes a dict and any number of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: dict[str, Tensor], *rest: Tensor, scale: float = 1.0, **more: Tensor) -> Tensor:
+        return (self.linear(x["a"]) + sum(rest)) * scale + more["bias"]
+
+
+def test_arguments_in_containers_are_exported_as_they_are() -> None:
+    model, a = Mapped().eval(), torch.randn(3, 4)
+    args, kwargs = ({"a": a}, a, a * 2), {"scale": 2.0, "bias": a * 3}
+    fast = optimize(model, args, kwargs, lower="eager")
+    for result in (fast, pickle.loads(pickle.dumps(fast))):
+        assert close(export(result, args, kwargs).module()(*args, **kwargs), model(*args, **kwargs))
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="no arguments in containers here; pass strict=False"):
+            export(result, args, kwargs, strict=True)

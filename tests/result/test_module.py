@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rewrite.errors import CaptureError, InputError, RewriteError
-from rewrite.result import OptimizedModule
-from tests.result.programs import Compiler, Net, close, image, net, optimize, spread
+from rewrite.result import OptimizedModule, TransformedModule
+from tests.result.programs import Compiler, Net, close, image, net, optimize, spread, transform
 
 
 @pytest.fixture
@@ -231,6 +232,14 @@ def test_the_result_inside_torch_compile(model: nn.Module) -> None:
         assert close(outer(image()), model(image() * 2) + 1)
         model.fc.weight.mul_(2)
         assert close(outer(image()), model(image() * 2) + 1)
+
+
+def test_whoever_inspects_finds_the_users_signature() -> None:
+    model = Signature().eval()
+    assert inspect.signature(optimize(model).forward) == inspect.signature(model.forward)
+    trained = transform(model, {"a": torch.randn(3, 4)})
+    assert inspect.signature(trained.forward) == inspect.signature(model.forward)
+    assert isinstance(trained, TransformedModule)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -169,6 +169,17 @@ def test_gradients_and_threads_are_no_new_shapes() -> None:
         torch.set_num_threads(threads)
 
 
+def test_arguments_are_named_as_they_are_given() -> None:
+    model = counting()
+    fast = rewrite.optimize(model, image(), lower="eager", on_new_shape="error")
+    with pytest.raises(InputError, match=r"not ready for \(x=f32\[2, 3, 8, 8\]\), only for \(f32\[2, 3, 8, 8\]\)"):
+        fast(x=image())
+    fast.warmup(image(), 2.0, shift=torch.ones(5))
+    with pytest.raises(InputError, match=r"\), \(f32\[2, 3, 8, 8\], 2\.0, shift=f32\[5\]\); call"):
+        fast(image(), 3.0, shift=torch.ones(5))
+    assert close(fast(image(), 2.0, shift=torch.ones(5))["y"], model(image(), 2.0, shift=torch.ones(5))["y"])
+
+
 def test_changed_weights_leave_the_result_ready() -> None:
     model, fast, lowering = made("error", image())
     fast(image())
