@@ -213,15 +213,19 @@ def is_jit_tracing() -> bool:
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
     """Nothing sees what runs: no mode of dispatch or of functions, no trace."""
+    from torch.overrides import _pop_mode, _push_mode
     from torch.utils._python_dispatch import _disable_current_modes
 
     jit: Any = torch._C
     state = jit._get_tracing_state()
     jit._set_tracing_state(None)
+    functions = [_pop_mode() for _ in range(jit._len_torch_function_stack())]
     try:
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
+        with _disable_current_modes():
             yield
     finally:
+        for mode in reversed(functions):
+            _push_mode(mode)
         jit._set_tracing_state(state)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from rewrite import compat
 from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
@@ -130,9 +131,10 @@ def transform(
     """
     if isinstance(model, OptimizedModule):
         raise InputError("transform needs the model itself, not an optimized one; pass the module that was optimized")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    wrapper = compat.uncompiled(model)
+    if isinstance(wrapper, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(
-            f"{type(model).__name__} would not see the result's gradients; pass its module, and wrap what transform "
+            f"{type(wrapper).__name__} would not see the result's gradients; pass its module, and wrap what transform "
             "returns"
         )
     model = bound(unwrap(model), method)

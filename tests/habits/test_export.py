@@ -184,6 +184,30 @@ def test_functional_traces_and_counts(made: Any) -> None:
     assert 0 < ours.get_total_flops() < theirs.get_total_flops()  # the body is computed once
 
 
+class Regions(nn.Module):
+    """Has regions of other modes, which an exporter sees through function modes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            fixed = self.linear(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = self.linear(x)
+        return fixed + low.float()
+
+
+def test_calls_that_are_counted_are_captured_as_others_are() -> None:
+    model, x = Regions().eval(), torch.randn(3, 4)
+    fast = optimize(model, lower="eager")
+    with FlopCounterMode(display=False) as counter:
+        found = fast(x)
+    assert close(found, model(x), 0.02)
+    assert counter.get_total_flops() > 0
+
+
 def test_symbolic_tracing_is_refused(made: Any) -> None:
     with pytest.raises(InputError, match=r"use result\.graph_module, which is its trace"):
         torch.fx.symbolic_trace(made[1])
