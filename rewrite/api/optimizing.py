@@ -120,7 +120,8 @@ def transform(
     update their statistics, and rules that need fixed statistics do not match.
 
     Args:
-        model: a module in training or evaluation mode.
+        model: a module in training or evaluation mode; for DistributedDataParallel the module itself, whose result is
+            then wrapped.
         example_inputs: a tensor, or a tuple of the positional arguments.
         pipeline: passes to run; default: the exact passes that keep weights live.
         example_kwargs, method, exclude, verify, fuel, plan, listeners: as in :func:`optimize`.

@@ -98,6 +98,13 @@ def test_calls_that_no_program_takes_are_refused(strict: bool) -> None:
 
 
 @STRICT
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_batch_alone_is_dynamic(made: Any, strict: bool) -> None:
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"(?s)specialized it to be a constant \(8\)"):
+        export(made[1], (image(),), dynamic_shapes={"x": {2: Dim.DYNAMIC}}, strict=strict)
+
+
+@STRICT
 def test_exported_programs_of_loaded_and_compiled_results(made: Any, strict: bool) -> None:
     model, fast = made
     for result in (copy.deepcopy(fast), optimize(fast, release=True)):
