@@ -118,6 +118,10 @@ class Watch(Marks):
         """Whether the second tree holds other objects, or its tensors other memory."""
         return self._second is not None and self._second.changed()
 
+    def rewritten(self) -> bool:
+        """Whether the watched tensors have other values, whatever the tree holds at the moment."""
+        return self.written(self._versioned) or self.bytes_changed()
+
     def changed(self) -> bool:
         """Whether anything is seen to have changed."""
         # the places come before the probe, which reads memory at the places that were found at first
