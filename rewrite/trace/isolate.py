@@ -6,6 +6,7 @@ import contextlib
 import logging
 import random
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,24 @@ if TYPE_CHECKING:
 _TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export", "torch._dynamo")
 
 
+_alone = threading.RLock()
+
+
 @contextlib.contextmanager
-def isolated(model: nn.Module, tensors: Iterable[Tensor] = ()) -> Iterator[None]:
+def isolated(model: nn.Module, tensors: Iterable[Tensor] = (), alone: bool = True) -> Iterator[None]:
     """Run with plain settings, whatever the caller's are, and leave no trace in generators, warnings and logs.
 
     Args:
         model: what is run.
         tensors: what it works on besides its parameters and buffers.
+        alone: one thread at a time, because warnings, log levels and exports are the whole process's. Not under a lock
+            that another thread may want within, as that of Dynamo.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers(), *tensors)}
     kinds = {"cpu", *(device.type for device in devices)}
     with contextlib.ExitStack() as stack:
+        if alone:
+            stack.enter_context(_alone)
         stack.enter_context(torch.random.fork_rng(devices=_cuda_indices(devices)))
         stack.enter_context(_python_generators())
         stack.enter_context(torch.inference_mode(False))
