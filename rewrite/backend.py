@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewrite import compat
+from rewrite import compat, dynamo
 from rewrite.api.arguments import freezing_rule, lowering_of, pipeline_of, step_exclusions
 from rewrite.cost import count
 from rewrite.dynamo import Declined, executable, lift, verify
@@ -81,6 +81,14 @@ _compiled: deque[CompiledGraph] = deque(maxlen=KEPT)
 def reports() -> list[CompiledGraph]:
     """What became of the graphs that this process compiled, the newest last; at most :data:`KEPT`."""
     return list(_compiled)
+
+
+def refold() -> None:
+    """Compute folded weights again at the next call of each compiled graph.
+
+    Changes are noticed without it, except writes through ``.data`` to a few elements of a large weight.
+    """
+    dynamo.refold()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher as python_dispatcher
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 __all__ = [
     "CodeGen",
@@ -38,6 +39,7 @@ __all__ = [
     "dynamo_requests",
     "dynamo_source",
     "fake_mode_of",
+    "float_symbol",
     "functional_graph",
     "grad_region",
     "graph_number",
@@ -49,9 +51,14 @@ __all__ = [
     "inductor_compile_traced",
     "inductor_mode",
     "inductor_options",
+    "interpret",
     "is_any_autocast",
     "is_fsdp",
+    "is_jit_tracing",
     "is_nested_graph",
+    "is_recording",
+    "is_stand_in",
+    "is_static_by_default",
     "is_subclass",
     "is_transforming",
     "is_tree_class",
@@ -71,7 +78,9 @@ __all__ = [
     "tree_unflatten",
     "uncompiled",
     "unlift",
+    "unrecorded",
     "without_autocast",
+    "without_fresh_symbols",
     "without_partial_graphs",
     "watch_autograd_functions",
 ]
@@ -231,6 +240,53 @@ def uncompiled(module: Any) -> Any:
     return getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
 
 
+# -- operators that are recorded --------------------------------------------------------------------------------------
+
+
+def is_recording() -> bool:
+    """Whether something sees each operator that runs: an export, a trace, or a mode that counts or logs them."""
+    return is_jit_tracing() or bool(torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch())
+
+
+def is_jit_tracing() -> bool:
+    """Whether ``torch.jit.trace`` records what runs."""
+    return torch._C._get_tracing_state() is not None
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Nothing sees what runs: no mode of dispatch or of functions, no trace."""
+    from torch.overrides import _pop_mode, _push_mode
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    jit: Any = torch._C
+    state = jit._get_tracing_state()
+    jit._set_tracing_state(None)
+    functions = [_pop_mode() for _ in range(jit._len_torch_function_stack())]
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(functions):
+            _push_mode(mode)
+        jit._set_tracing_state(state)
+
+
+def is_stand_in(value: Any) -> bool:
+    """Whether a tensor has no values: an exporter puts it in the place of one that has."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(value, (FakeTensor, FunctionalTensor))
+
+
+def interpret(module: torch.fx.GraphModule, args: Sequence[Any]) -> Any:
+    """Run a module node by node; what is recorded meanwhile takes over the metadata of its nodes."""
+    from torch.fx.traceback import preserve_node_meta
+
+    with preserve_node_meta():
+        return torch.fx.Interpreter(module).run(*args)
+
+
 # -- exported programs ------------------------------------------------------------------------------------------------
 
 
@@ -339,30 +395,55 @@ def functional_graph(module: torch.fx.GraphModule, examples: Sequence[Any]) -> t
     mutations, then those of the module. ``examples`` are recorded values.
     """
     from torch._functorch.aot_autograd import aot_export_module
+    from torch.fx.experimental import proxy_tensor
 
-    made: Any = aot_export_module(module, examples, trace_joint=False, pre_dispatch=True, decompositions={})
+    try:
+        made: Any = aot_export_module(module, examples, trace_joint=False, pre_dispatch=True, decompositions={})
+    finally:
+        # which would keep the module and its weights alive until the next trace
+        getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
     return made[0], made[1]
 
 
-def specialize_floats(module: torch.fx.GraphModule) -> None:
-    """Let Dynamo trace again, with the Python floats that are arguments of this graph as constants.
+def float_symbol(node: torch.fx.Node) -> str | None:
+    """For a placeholder of Dynamo that is a Python float, taken for a tensor of which the graph reads the item: the
+    name of its symbol; None for any other."""
+    memo = getattr(node.meta.get("example_value"), "item_memo", None)
+    reads_item = any(user.op == "call_method" and user.target == "item" for user in node.users)
+    return getattr(getattr(getattr(memo, "node", None), "_expr", None), "name", None) if reads_item else None
 
-    With ``dynamic=True`` Dynamo takes the floats that modules hold (a norm's momentum) for tensors of which the graph
-    reads the item. This raises Dynamo's own request to begin anew, or returns where there is no such argument.
+
+def is_static_by_default() -> bool:
+    """Whether Dynamo takes a size or a number for a constant until it changes: without ``dynamic=True``."""
+    from torch._dynamo import config
+
+    return bool(config.assume_static_by_default)
+
+
+def specialize_floats(symbols: Collection[str]) -> None:
+    """Let Dynamo trace again, with Python floats as constants: raises its own request to begin anew.
+
+    Args:
+        symbols: of the floats; those that were asked for before are no reason to begin anew.
     """
     from torch._dynamo.exc import TensorifyScalarRestartAnalysis
     from torch._dynamo.symbolic_convert import TensorifyState
 
-    restart = False
-    for node in module.graph.find_nodes(op="placeholder"):
-        memo = getattr(node.meta.get("example_value"), "item_memo", None)
-        symbol = getattr(getattr(getattr(memo, "node", None), "_expr", None), "name", None)
-        reads_item = any(user.op == "call_method" and user.target == "item" for user in node.users)
-        if reads_item and symbol is not None and not TensorifyState.should_specialize(symbol):
-            TensorifyState.specialize(symbol)
-            restart = True
-    if restart:
+    fresh = [symbol for symbol in symbols if not TensorifyState.should_specialize(symbol)]
+    for symbol in fresh:
+        TensorifyState.specialize(symbol)
+    if fresh:
         raise TensorifyScalarRestartAnalysis
+
+
+@contextlib.contextmanager
+def without_fresh_symbols(mode: FakeTensorMode) -> Iterator[None]:
+    """Within, sizes that depend on values are made and forgotten."""
+    if mode.shape_env is None:
+        yield
+    else:
+        with mode.shape_env.ignore_fresh_unbacked_symbols():
+            yield
 
 
 def inductor_compile_traced(

@@ -655,7 +655,8 @@ def test_pickles_stand_alone(made: Any) -> None:
     found = pickle.loads(pickle.dumps(fast))
     assert torch.equal(found(image()), fast(image()))
     assert found.tags == ["a"]
-    assert (type(found), found.num_classes, list(found.report.time)) == (OptimizedModule, 5, list(fast.report.time))
+    assert isinstance(found, OptimizedModule)
+    assert (found.num_classes, list(found.report.time)) == (5, list(fast.report.time))
     file = io.BytesIO()
     torch.save({"net": found}, file)
     file.seek(0)

@@ -12,7 +12,7 @@ from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import CaptureError, InputError, PipelineError, RewriteError, VerificationError
 from rewrite.recipe import Recipe
-from rewrite.result import OptimizedModule, from_artifact
+from rewrite.result import OptimizedModule, Shapes, from_artifact
 from rewrite.result.modes import neutral
 from rewrite.revival import revive
 from rewrite.trace import bound, check_model, unwrap
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rewrite.lowering import Lowering
     from rewrite.recipe import Settings
-    from rewrite.result import Program
+    from rewrite.result import Policy, Program
 
 
 def load(
@@ -35,6 +35,7 @@ def load(
     method: str | None = None,
     lower: Literal["inductor", "eager"] | None = None,
     any_torch: bool = False,
+    on_new_shape: Policy = "compile",
 ) -> OptimizedModule:
     """The result that ``result.save(path)`` wrote, verified again.
 
@@ -54,6 +55,7 @@ def load(
         method: with ``model``, the method that was saved, as in :func:`optimize`.
         lower: as in :func:`optimize`.
         any_torch: take a file that was saved with another torch.
+        on_new_shape: as in :func:`optimize`; here the first call, or ``result.warmup(...)``, decides what is not new.
 
     Raises:
         ArtifactError: the file is damaged, of another format or torch, or does not fit the model.
@@ -61,29 +63,34 @@ def load(
         InputError: an argument does not fit.
         OSError: the file cannot be read.
     """
-    lowering = lowering_of(lower)
+    lowering, shapes = lowering_of(lower), Shapes(on_new_shape)
     name = f"'{os.fspath(path)}'"
     data = Path(path).read_bytes()
     with refusing(f"{name} cannot be read", VerificationError):
         artifact = Artifact.of(unpacked(data, name, any_torch))
         if model is None:
-            return from_artifact(artifact, lowering, name)
+            return from_artifact(artifact, lowering, name, shapes=shapes)
     saved = artifact.settings.method
     if (method or "forward") != (saved or "forward"):  # a file is not to choose what of the model is called
         raise InputError(f"method={method!r} is not what {name} was saved of; pass method={saved!r} if that is meant")
-    return _over(bound(unwrap(model), method), artifact, lowering, name)
+    return _over(bound(unwrap(model), method), artifact, lowering, name, shapes)
 
 
-def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name: str) -> OptimizedModule:
+def _over(
+    model: nn.Module, artifact: Artifact, lowering: Lowering | None, name: str, shapes: Shapes
+) -> OptimizedModule:
     """A result over a model's own weights."""
     check_model(model, training=False)
     note = f"loaded from {name}: its matches were verified when it was made, the whole model again"
+    with refusing(f"{name} cannot be read"):
+        compile_program = _compiler(model, artifact.settings)
     programs, outdated = [], []
     for stored in artifact.programs:
         with refusing(f"{name} cannot be read"):
             args, kwargs = stored.example(_device(model))
         if stored.value_rules:  # which held for the weights that the model had then
-            outdated.append((args, kwargs))
+            with neutral():
+                outdated.append(compile_program(args, kwargs))
             continue
         try:
             with neutral(), refusing(f"{name} cannot be read", RewriteError):
@@ -95,12 +102,7 @@ def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name:
                 f"{name} is no program of this {type(model).__name__}: {error}; pass the model that was saved, or "
                 "optimize this one"
             ) from error
-    with refusing(f"{name} cannot be read"):
-        compiler = _compiler(model, artifact.settings)
-    result = OptimizedModule(model, compiler, lowering, programs)
-    for args, kwargs in outdated:
-        result.specialize(args, kwargs)
-    return result
+    return OptimizedModule(model, compile_program, lowering, [*programs, *outdated], shapes=shapes)
 
 
 def _device(model: nn.Module) -> torch.device | None:

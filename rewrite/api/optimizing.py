@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
+from rewrite import compat
 from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
-from rewrite.result import OptimizedModule, TransformedModule, released
+from rewrite.result import OptimizedModule, Shapes, TransformedModule, released
 from rewrite.trace import bound, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from torch import nn
-
     from rewrite.listener import Listener
     from rewrite.plan import Plan
     from rewrite.recipe import Verify
+    from rewrite.result import Policy
 
 
 def optimize(
@@ -35,6 +37,7 @@ def optimize(
     plan: Plan | str | None = None,
     listeners: Sequence[Listener] = (),
     release: bool = False,
+    on_new_shape: Policy = "compile",
     cache: bool = True,
 ) -> OptimizedModule:
     """Rewrite a model for inference; the result has been checked against the model itself.
@@ -63,11 +66,17 @@ def optimize(
         listeners: hear every match, miss and rewrite as it happens.
         release: the result keeps copies of the weights that it still needs, and nothing of the model, whose memory is
             free as soon as you drop it. It does not follow the model, and takes calls like the example, of any batch.
+        on_new_shape: what becomes of a call unlike the example and each ``result.warmup(...)``, in sizes, strides,
+            dtypes, devices, other arguments or autocast: ``"compile"`` captures, where no program takes it, and
+            compiles; ``"eager"`` compiles nothing, and such a call runs operator by operator (sizes that no program
+            takes are captured all the same); ``"error"`` raises an ``InputError`` before anything is done. Without an
+            example the first call decides.
         cache: use programs that an earlier process made of the same model, and keep this one for later processes. They
             are checked against the model as new ones are.
 
     Returns:
-        A module with the model's signature and ``state_dict``, and with ``report``, ``graph_module`` and ``refold()``.
+        A module with the model's signature and ``state_dict``, and with ``report``, ``graph_module``, ``warmup()`` and
+        ``refold()``.
 
     Raises:
         InputError: an argument does not fit; the message names the remedy.
@@ -85,7 +94,7 @@ def optimize(
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners))
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None)
-    result = OptimizedModule(model, compiler.compile, lowering_of(lower))
+    result = OptimizedModule(model, compiler.compile, lowering_of(lower), shapes=Shapes(on_new_shape))
     if given:
         result.specialize(*call_of(example_inputs, example_kwargs))
     return released(result) if release else result
@@ -111,7 +120,8 @@ def transform(
     update their statistics, and rules that need fixed statistics do not match.
 
     Args:
-        model: a module in training or evaluation mode.
+        model: a module in training or evaluation mode; for DistributedDataParallel the module itself, whose result is
+            then wrapped.
         example_inputs: a tensor, or a tuple of the positional arguments.
         pipeline: passes to run; default: the exact passes that keep weights live.
         example_kwargs, method, exclude, verify, fuel, plan, listeners: as in :func:`optimize`.
@@ -122,6 +132,12 @@ def transform(
     """
     if isinstance(model, OptimizedModule):
         raise InputError("transform needs the model itself, not an optimized one; pass the module that was optimized")
+    wrapper = compat.uncompiled(model)
+    if isinstance(wrapper, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(
+            f"{type(wrapper).__name__} would not see the result's gradients; pass its module, and wrap what transform "
+            "returns"
+        )
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, plan, default=live_pipeline(), verify=verify, fuel=fuel,
                        listeners=tuple(listeners))  # fmt: skip

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from rewrite.dynamo.decline import Declined
 from rewrite.dynamo.execute import executable
-from rewrite.dynamo.folds import Folds
+from rewrite.dynamo.folds import Folds, refold
 from rewrite.dynamo.lift import Lifted, lift
 from rewrite.dynamo.verify import verify
 
-__all__ = ["Declined", "Folds", "Lifted", "executable", "lift", "verify"]
+__all__ = ["Declined", "Folds", "Lifted", "executable", "lift", "refold", "verify"]

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewrite import compat
 from rewrite.provenance import location
@@ -32,6 +32,8 @@ def check(module: GraphModule, examples: Sequence[Any]) -> None:
     for node in module.graph.nodes:
         if node.op == "call_function" and compat.is_nested_graph(node.target):
             raise Declined(f"'{node.target}'{_where(node)} calls graphs of its own, which no rewrite looks into")
+        if node.op == "call_function" and _module(node).startswith(("torch._C._functorch", "torch._functorch")):
+            raise Declined(f"a transform of torch.func{_where(node)} changes what the operators within mean")
         if node.op == "call_module":
             raise Declined(f"module '{node.target}'{_where(node)} was not traced into")
     for node in module.graph.find_nodes(op="get_attr"):
@@ -50,10 +52,14 @@ def check(module: GraphModule, examples: Sequence[Any]) -> None:
 def _check_tensor(name: str, value: Tensor) -> None:
     if isinstance(value, compat.FakeTensor):
         raise Declined(f"argument '{name}' has no values: the graph is compiled ahead of its first call")
-    if compat.is_subclass(value):
+    if type(value) not in (Tensor, nn.Parameter):
         raise Declined(f"argument '{name}' is a {type(value).__name__}, which no rule understands")
     if value.is_nested or value.layout is not torch.strided or value.is_quantized:
         raise Declined(f"argument '{name}' is not a dense tensor")
+
+
+def _module(node: Node) -> str:
+    return str(getattr(node.target, "__module__", None))
 
 
 def _where(node: Node) -> str:

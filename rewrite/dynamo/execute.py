@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from rewrite import compat
+from rewrite.dynamo.decline import Declined
 from rewrite.dynamo.folds import Folds
+from rewrite.dynamo.layout import keep_layout
 from rewrite.lowering import differentiable, weight_order, writing_module, written_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch.fx import GraphModule
-
     from rewrite.dynamo.lift import Lifted
     from rewrite.graph import Graph
     from rewrite.lowering import Lowering
 
-aten = torch.ops.aten
+_STRIDES = "results would have other strides than those that Dynamo recorded"
 
 
 def executable(
@@ -40,6 +40,7 @@ def executable(
         options: of the compiler.
 
     Raises:
+        Declined: results would have other strides than Dynamo recorded.
         Exception: whatever the compiler raises.
     """
     with compat.without_autocast():
@@ -65,6 +66,8 @@ def _live(
     recorded = [_fake(graph, constants[n]) if i is None else lifted.recorded[i]
                 for n, i in zip(names, order, strict=True)]  # fmt: skip
     compiled = _compile(lifted, graph, names, recorded, lowering, options)
+    if compiled is None:
+        raise Declined(_STRIDES)
     if not constants:
         positions = [*inputs, *(i for i in order if i is not None)]
         return lambda *args: compiled(*[args[i] for i in positions])
@@ -84,15 +87,32 @@ def _folded(
     names = weight_order(graph)
     bare = graph.copy()
     bare.weights = {}
-    folds = Folds(graph, names, list(weights), written_weights(graph), partial(lowering.arrange, bare))
     order = list(weights.values())
-    recorded = [_fake(graph, tensor) for tensor in folds.weights([examples[i] for i in order])]
-    compiled = _compile(lifted, graph, names, recorded, lowering, options)
+    # weights in a layout of their own give results in another, which cannot always be taken back
+    for arrange in (partial(lowering.arrange, bare), _as_they_are):
+        folds = Folds(graph, names, list(weights), written_weights(graph), arrange)
+        recorded = [_fake(graph, tensor) for tensor in folds.weights([examples[i] for i in order])]
+        compiled = _compile(lifted, graph, names, recorded, lowering, options)
+        if compiled is not None:
+            return _Folded(compiled, folds, inputs, order)
+    raise Declined(_STRIDES)
 
-    def run(*args: Any) -> Sequence[Any]:
-        return compiled(*[args[i] for i in inputs], *folds.weights([args[i] for i in order]))
 
-    return run
+def _as_they_are(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return weights
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A compiled graph and the weights that are folded for it; called with all arguments."""
+
+    compiled: Callable[..., Sequence[Any]]
+    folds: Folds
+    inputs: Sequence[int]
+    weights: Sequence[int]
+
+    def __call__(self, *args: Any) -> Sequence[Any]:
+        return self.compiled(*[args[i] for i in self.inputs], *self.folds.weights([args[i] for i in self.weights]))
 
 
 def _fake(graph: Graph, tensor: Tensor) -> Any:
@@ -106,41 +126,15 @@ def _compile(
     weights: Sequence[Any],
     lowering: Lowering,
     options: Mapping[str, Any],
-) -> Callable[..., Sequence[Any]]:
-    """Compile a graph for the recorded inputs and given records of weights."""
+) -> Callable[..., Sequence[Any]] | None:
+    """Compile a graph for the recorded inputs and given records of weights; None if results have other strides."""
     module = writing_module(graph, names)
     inputs, _ = _positions(lifted)
     examples = [*(lifted.recorded[i] for i in inputs), *weights]
     wanted = [value for i, value in enumerate(lifted.results) if i not in lifted.returned]
-    _keep_layout(module, graph, examples, wanted)
+    if not keep_layout(module, graph, examples, wanted):
+        return None
     return lowering.compile_traced(module, examples, options)
-
-
-def _keep_layout(module: GraphModule, graph: Graph, examples: Sequence[Any], wanted: Sequence[Any]) -> None:
-    """Give results the strides that Dynamo recorded, where rewriting or the layout of weights has changed them."""
-    # what the module writes are copies here, for the records of the arguments are shared
-    with graph.fake_mode, torch.no_grad():
-        copies = [value.clone() if isinstance(value, Tensor) else value for value in examples]
-        found = module(*copies)
-    output = module.graph.output_node()
-    values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
-    with module.graph.inserting_before(output):
-        for i, (now, then) in enumerate(zip(found, wanted, strict=True)):
-            if isinstance(now, Tensor) and str(now.stride()) != str(then.stride()):
-                format_ = _memory_format(then)
-                if format_ is not None:
-                    values[i] = module.graph.call_function(aten.clone.default, (values[i],), {"memory_format": format_})
-    output.args = (tuple(values),)
-    module.recompile()
-
-
-def _memory_format(value: Tensor) -> torch.memory_format | None:
-    if value.is_contiguous():
-        return torch.contiguous_format
-    for rank, format_ in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if value.dim() == rank and value.is_contiguous(memory_format=format_):
-            return format_
-    return None
 
 
 def _with_arguments(lifted: Lifted, run: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:

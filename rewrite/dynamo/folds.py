@@ -11,7 +11,7 @@ import logging
 import threading
 import weakref
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -30,6 +30,12 @@ _version = attrgetter("_version")
 _data_ptr = Tensor.data_ptr
 _IN_A_ROW = 8
 """So many folds without a call in between that finds its own are worth a word."""
+
+
+def refold() -> None:
+    """Forget all folds, so that each compiled graph folds again at its next call."""
+    for folds in list(_all):
+        folds.forget()
 
 
 class Folds:
@@ -61,15 +67,20 @@ class Folds:
         self._names = tuple(names)
         self._sources = [(i, name) for i, name in enumerate(sources) if name in needed]
         self._watched = [i for i, name in self._sources if name not in written]
-        self._direct = [(self._names.index(name), i) for i, name in self._sources if name in written]
+        self._written = frozenset(written)
         self._arrange = arrange
         self._sets: dict[Key, _Set] = {}
         self._lock = threading.Lock()
         self._misses = 0
+        _all.add(self)
 
     def __len__(self) -> int:
         """How many sets of tensors there are folds of."""
         return len(self._sets)
+
+    def forget(self) -> None:
+        """Forget what was folded."""
+        self._sets.clear()
 
     def weights(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the executable takes, for the tensors of a call in the order of ``sources``."""
@@ -80,10 +91,7 @@ class Folds:
             found = self._fold(key, tensors, watched)
         else:
             self._misses = 0
-        weights = list(found.weights)
-        for position, i in self._direct:
-            weights[position] = tensors[i]
-        return weights
+        return [tensors[part] if isinstance(part, int) else part for part in found.weights]
 
     def _fold(self, key: Key, tensors: Sequence[Tensor], watched: list[Tensor]) -> _Set:
         with self._lock, neutral():
@@ -93,7 +101,7 @@ class Folds:
             known = {**self._constants, **values}
             known.update(self._program.evaluate(known))
             arranged = self._arrange({name: known[name] for name in self._names})
-            made.weights = tuple(arranged[name] for name in self._names)
+            made.weights = self._parts(arranged, values)
             made.keep_while_alive(watched, self._sets, key)
             self._misses += 1
         if self._misses == _IN_A_ROW:
@@ -103,31 +111,57 @@ class Folds:
              tensors=len(watched), sets=len(self._sets))  # fmt: skip
         return made
 
+    def _parts(self, arranged: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> tuple[Tensor | int, ...]:
+        """What stands for each weight in a set, which must not keep the memory of the call's tensors alive.
+
+        A tensor of the call is handed on by its position, so a written one is written and a returned one is itself.
+        """
+        positions = {name: i for i, name in self._sources}
+        memory = {value.untyped_storage()._cdata for value in values.values()}
+        parts: list[Tensor | int] = []
+        for name in self._names:
+            tensor = arranged[name]
+            if name in values and (name in self._written or tensor is values[name]):
+                parts.append(positions[name])
+            else:
+                parts.append(tensor.clone() if tensor.untyped_storage()._cdata in memory else tensor)
+        return tuple(parts)
+
+
+_all: weakref.WeakSet[Folds] = weakref.WeakSet()
+
 
 class _Set:
-    """The folds of one set of tensors."""
+    """The folds of one set of tensors.
+
+    Attributes:
+        weights: what the executable takes; a number is the position of a tensor of the call.
+    """
 
     def __init__(self, tensors: Sequence[Tensor]):
-        self._marks = Marks(tensors)
+        # tensors of the inference mode count no versions
+        self._versioned = [i for i, tensor in enumerate(tensors) if not tensor.is_inference()]
+        self._marks = Marks([tensors[i] for i in self._versioned], tensors, keep=False)
         self._places = list(map(_data_ptr, tensors))
-        self._refs: list[weakref.ref[Tensor]] = []
-        self.weights: tuple[Tensor, ...] = ()
+        self._refs: list[weakref.ref[Any]] = []
+        self.weights: tuple[Tensor | int, ...] = ()
 
     def changed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether one of the same tensors was written, or given other memory."""
         return (
-            self._marks.written(tensors)
+            self._marks.written([tensors[i] for i in self._versioned])
             # the places come before the bytes, which are read where the tensors lay at first
             or list(map(_data_ptr, tensors)) != self._places
             or self._marks.bytes_changed()
         )
 
     def keep_while_alive(self, tensors: Sequence[Tensor], sets: dict[Key, _Set], key: Key) -> None:
-        """Be found under a key as long as every tensor lives; afterwards its id may be another one's."""
+        """Be found under a key as long as the memory of every tensor lives; afterwards it may be another one's."""
         sets[key] = self
 
         def forget(_: object) -> None:
             if sets.get(key) is self:
                 del sets[key]
 
-        self._refs = [weakref.ref(tensor, forget) for tensor in tensors]
+        # not of the tensors themselves: one that has weak references cannot be swapped, as `module.to` may do
+        self._refs = [weakref.ref(tensor.untyped_storage(), forget) for tensor in tensors]

@@ -15,7 +15,9 @@ from rewrite import compat
 from rewrite.dynamo import decline
 from rewrite.dynamo.arguments import Argument, arguments_of
 from rewrite.dynamo.autocast import effective_autocast, explicit_autocast
+from rewrite.dynamo.floats import without_floats
 from rewrite.dynamo.gradients import detach_regions
+from rewrite.dynamo.hidden_writes import decline_hidden_writes
 from rewrite.provenance import location
 from rewrite.trace import build, normalize
 from rewrite.trace.errors import place
@@ -68,14 +70,17 @@ def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
     Raises:
         Declined: the graph holds something that no rewrite understands.
     """
-    compat.specialize_floats(module)
     decline.check(module, examples)
+    without_floats(module)
     arguments = arguments_of(module, examples)
     differentiate = torch.is_grad_enabled() and any(
         isinstance(argument.recorded, Tensor) and argument.recorded.requires_grad for argument in arguments
     )
+    if differentiate:
+        decline_hidden_writes(module)
     with effective_autocast(module) as program:
         traced, signature = compat.functional_graph(program, [argument.recorded for argument in arguments])
+    targets = _targets(traced, signature)
     own = len(signature.parameters) + len(signature.buffers)
     recorded = tuple(node.meta["val"] for node in traced.graph.find_nodes(op="placeholder")[own:])
     for value, argument in zip(recorded, arguments, strict=True):
@@ -88,15 +93,33 @@ def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
         explicit_autocast(traced.graph, mode)
     nodes, tensors = _name(module, traced, signature, arguments, examples)
     results = tuple(_recorded(value) for value in module.graph.output_node().args[0])  # type: ignore[union-attr]
-    written = [signature.user_inputs.index(target) for target in signature.user_inputs_to_mutate.values()]
+    written = [signature.user_inputs.index(target) for target in targets]
     returned = _returned(results, {i: arguments[i].recorded for i in written})
-    _write_state(traced.graph, signature, nodes, returned)
+    _write_state(traced.graph, [nodes[target] for target in targets], returned)
     inputs = [argument for argument in arguments if not argument.is_weight]
     _sign(traced.graph, [argument.name for argument in inputs])
     with compat.without_autocast():
         graph = normalize(build(GraphModule(tensors, traced.graph), [argument.recorded for argument in inputs]))
         graph.check()
     return Lifted(graph, arguments, recorded, differentiate, results, returned)
+
+
+def _targets(traced: GraphModule, signature: Any) -> tuple[str, ...]:
+    """The inputs, by the names that the signature has for them, to which the first outputs are written, in order.
+
+    Raises:
+        Declined: something else is changed.
+    """
+    if getattr(signature, "input_tokens", ()):
+        raise decline.Declined("an operator in it has an effect that is no value")
+    constants = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
+    if constants:
+        raise decline.Declined(f"it writes to the constant '{next(iter(constants.values()))}'")
+    written = signature.user_inputs_to_mutate
+    outputs: Any = traced.graph.output_node().args[0]
+    if len(outputs) != len(written) + len(signature.user_outputs):
+        raise decline.Declined("one value is written to several arguments")
+    return tuple(written[value.name] for value in outputs[: len(written)])
 
 
 def _tidy(graph: fx.Graph, differentiate: bool) -> None:
@@ -169,28 +192,20 @@ def _returned(results: Sequence[Any], written: Mapping[int, Any]) -> dict[int, i
         owner = owners.get(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
         if owner is None:
             continue
-        argument = written[owner]
-        if _layout(value) != _layout(argument):
+        if value is not written[owner]:
             raise decline.Declined(f"result {position} is a view of an argument that the call writes")
         found[position] = owner
     return found
 
 
-def _layout(value: Tensor) -> tuple[str, ...]:
-    return tuple(map(str, (value.dtype, value.shape, value.stride(), value.storage_offset())))
-
-
-def _write_state(graph: fx.Graph, signature: Any, targets: Mapping[str, Node], returned: Collection[int]) -> None:
-    """Write the values of mutations with ``copy_`` before the output, which then gives the other results alone."""
+def _write_state(graph: fx.Graph, targets: Sequence[Node], returned: Collection[int]) -> None:
+    """Write the first outputs to their targets before the output, which then gives the other results alone."""
     output = graph.output_node()
     values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
-    written = {**signature.buffers_to_mutate, **signature.parameters_to_mutate, **signature.user_inputs_to_mutate}
-    state, results = values[: len(written)], values[len(written) :]
-    if len(results) != len(signature.user_outputs):
-        raise decline.Declined("one value is written to several arguments")
+    state, results = values[: len(targets)], values[len(targets) :]
     with graph.inserting_before(output):
-        for value in state:
-            graph.call_function(aten.copy_.default, (targets[written[value.name]], value))
+        for target, value in zip(targets, state, strict=True):
+            graph.call_function(aten.copy_.default, (target, value))
     output.args = (tuple(value for i, value in enumerate(results) if i not in returned),)
 
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from rewrite.graph import Graph
     from rewrite.verdict import Verdict
 
-REFERENCE_FLOPS = 2e10
-"""Up to so many operations the truth is computed in float64, a second or two; beyond, Dynamo's graph is the truth."""
+REFERENCE_FLOPS, REFERENCE_BYTES = 2e10, 2**28
+"""Up to so many operations, a second or two, and so many bytes of weights the truth is computed in float64; beyond,
+Dynamo's graph is the truth."""
 
 
 def verify(module: GraphModule, examples: Sequence[Any], lifted: Lifted, original: Graph, graph: Graph) -> Verdict:
@@ -41,8 +42,10 @@ def verify(module: GraphModule, examples: Sequence[Any], lifted: Lifted, origina
     folded = [tensor for name, tensor in graph.weights.items() if name not in original.weights]
     given = zip(lifted.arguments, examples, strict=True)
     inputs = [_concrete(value) for argument, value in given if not argument.is_weight]
-    reference = count(original).flops <= REFERENCE_FLOPS
-    with isolated(source), compat.without_autocast():
+    counts = count(original)
+    reference = counts.flops <= REFERENCE_FLOPS and counts.weight_bytes <= REFERENCE_BYTES
+    tensors = [value for value in examples if isinstance(value, Tensor)]
+    with isolated(source, tensors, alone=False), compat.without_autocast():
         return verify_model(source, program, original, inputs, weights=folded, reference=reference)
 
 

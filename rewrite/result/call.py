@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import reprlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from rewrite import compat
 from rewrite.errors import InputError
+from rewrite.printer import type_text
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
 Tree = int | compat.TreeSpec
 """The structure of a call: the number of positional tensors, or the tree of ``(args, kwargs)`` for anything else."""
 
+_SYMBOLIC = "torch.fx finds no code to trace in a rewritten module; use result.graph_module, which is its trace"
 
-def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Tree]:
-    """The leaves of a call and its structure."""
+
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any] | Proxy) -> tuple[list[Any], Tree]:
+    """The leaves of a call and its structure.
+
+    Raises:
+        InputError: the call is one of ``torch.fx.symbolic_trace``.
+    """
+    if isinstance(kwargs, Proxy):
+        raise InputError(_SYMBOLIC)
     if not kwargs and all(isinstance(arg, Tensor) for arg in args):
         return list(args), len(args)
     return compat.tree_flatten((args, kwargs))
@@ -35,14 +46,14 @@ def _positional(count: int) -> compat.TreeSpec:
     return compat.tree_flatten(((0,) * count, {}))[1]
 
 
-def key(flat: list[Any], structure: Tree, differentiate: bool) -> Hashable:
-    """What a lowering is compiled for: structure, sizes, strides, dtypes, devices, autocast, and threads.
+def kind(flat: list[Any], structure: Tree) -> Hashable:
+    """What there is a program and a lowering for: structure, sizes, strides, dtypes, devices, and autocast.
 
     Raises:
         InputError: an argument that no graph can take.
     """
     autocast = _autocast(flat) if compat.is_any_autocast() else None
-    found = structure, tuple(map(_leaf, flat)), differentiate, autocast, torch.get_num_threads()
+    found = structure, tuple(map(_leaf, flat)), autocast
     try:
         hash(found)
     except TypeError as error:
@@ -51,12 +62,36 @@ def key(flat: list[Any], structure: Tree, differentiate: bool) -> Hashable:
     return found
 
 
+def key(flat: list[Any], structure: Tree, differentiate: bool) -> tuple[Hashable, bool, int]:
+    """The kind of a call first, and how it runs: with gradients or not, on so many threads.
+
+    Raises:
+        InputError: as :func:`kind`.
+    """
+    return kind(flat, structure), differentiate, torch.get_num_threads()
+
+
 def _leaf(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         # the strides of sizes of one carry no meaning, so contiguous ones are one class
         layout = True if value.is_contiguous() else value.stride()
         return value.shape, layout, value.dtype, value.device
+    if isinstance(value, Proxy):
+        raise InputError(_SYMBOLIC)
     return type(value), value
+
+
+def text(values: Iterable[Any]) -> str:
+    """Arguments as messages name them: ``f32[2, 3, 8, 8], 1.0``, with unusual strides and devices."""
+    return ", ".join(map(_leaf_text, values))
+
+
+def _leaf_text(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return reprlib.repr(value)
+    strided = not compat.is_stand_in(value) and not value.is_contiguous()
+    strides = f" with strides {list(value.stride())}" if strided else ""
+    return f"{type_text(value)}{strides}{'' if value.device.type == 'cpu' else f' on {value.device}'}"
 
 
 def _autocast(flat: list[Any]) -> Hashable:

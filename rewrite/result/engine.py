@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from rewrite import compat
 from rewrite.errors import RewriteError
 from rewrite.events import emit
-from rewrite.result import call
+from rewrite.result import call, recording
 from rewrite.result.lowerings import Lowerings
 from rewrite.result.modes import neutral
 from rewrite.result.ownership import Ownership, changes
-from rewrite.result.plans import Plan, Snapshot, Weights, execute, remember
+from rewrite.result.plans import Plan, Snapshot, Weights, compute, execute, remember
 from rewrite.result.reading import kinds
 from rewrite.result.saving import artifact_of
 from rewrite.result.specialize import Misfit, Specialization
@@ -25,10 +27,13 @@ from rewrite.result.specialize import Misfit, Specialization
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from torch.fx import GraphModule
+
     from rewrite.artifact import Artifact
     from rewrite.lowering import Lowering
     from rewrite.result.mirror import Mirror
     from rewrite.result.program import Program
+    from rewrite.result.shapes import Shapes
 
 
 class Engine:
@@ -39,6 +44,7 @@ class Engine:
         root: the result, as a tree of tensors.
         compile_program: captures, rewrites and verifies the model for an example call.
         lowering: runs graphs; None runs them operator by operator.
+        shapes: the calls that it is ready for.
     """
 
     def __init__(
@@ -47,7 +53,9 @@ class Engine:
         root: Mirror,
         compile_program: Callable[[tuple[Any, ...], dict[str, Any]], Program],
         lowering: Lowering | None,
+        shapes: Shapes,
     ):
+        self.shapes = shapes
         self._compile_program = compile_program
         self._lowerings = Lowerings(lowering)
         self._lock = threading.RLock()
@@ -65,6 +73,8 @@ class Engine:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on one consistent state of the weights."""
+        if compat.is_recording():
+            return self._record(args, kwargs)
         flat, structure = call.flatten(args, kwargs)
         snapshot = self._snapshot
         if snapshot.watch.changed():
@@ -77,18 +87,98 @@ class Engine:
         plan.used = next(self._clock)
         return execute(plan, snapshot.weights[plan.special], flat)
 
-    def _plan(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Snapshot, Plan]:
+    def _plan(
+        self, key: tuple[Hashable, bool, int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Snapshot, Plan]:
         """Find or make the plan for a call; other threads that need one wait."""
         with self._lock:
+            compiles = self.shapes.compiles(*call.flatten(args, kwargs))
             special = self.specialize(args, kwargs)
             snapshot = self._snapshot
             plan = snapshot.plans.get(key)
             if plan is None:
-                flat, _ = call.flatten(args, kwargs)
-                plan = self._lowerings.plan(special, snapshot.weights[special], flat, call.needs_gradient(flat))
-                plan.used = next(self._clock)
+                flat, structure = call.flatten(args, kwargs)
+                plan = self._lowerings.plan(
+                    special, snapshot.weights[special], flat, differentiate=key[1], compiles=compiles
+                )
+                if self.shapes.undecided:
+                    self.shapes.announce(flat, structure)
+                plan.kept, plan.used = self.shapes.ready(key[0]), next(self._clock)
                 remember(snapshot.plans, key, plan)
             return snapshot, plan
+
+    def announce(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Capture the model for a call, unless a program takes it, and be ready for such calls."""
+        with self._lock:
+            self.specialize(args, kwargs)
+            flat, structure = call.flatten(args, kwargs)
+            self.shapes.announce(flat, structure)
+            kind, plans = call.kind(flat, structure), self._snapshot.plans
+            for key in [key for key in plans if key[0] == kind]:
+                if plans[key].static:
+                    plans[key].kept = True
+                else:  # it may be one that was to run operator by operator
+                    del plans[key]
+
+    def warm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Announce a call, and lower the program for it and run it, without what a call writes."""
+        with self._lock:
+            self.announce(args, kwargs)
+            flat, structure = call.flatten(args, kwargs)
+            snapshot, plan = self._plan(call.key(flat, structure, call.needs_gradient(flat)), args, kwargs)
+            # compiled code does some of its work at its first run, and programs in eager mode may write as they run
+            if plan.static and not plan.differentiate:
+                weights = snapshot.weights[plan.special]
+                devices = {tensor.device for tensor in (*weights.plain, *flat) if isinstance(tensor, Tensor)}
+                with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+                    compute(plan, weights, flat)
+
+    # -- calls that are recorded --------------------------------------------------------------------------------------
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call operator by operator."""
+        flat, _ = call.flatten(args, kwargs)
+        with compat.unrecorded():
+            special, weights = self._recorded(args, kwargs)
+        if recording.is_traced():
+            return recording.record(special, self._ownership.in_tree(special, weights.plain), flat)
+        return execute(Plan(special, *special.eager, differentiate=call.needs_gradient(flat)), weights, flat)
+
+    def exported(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, GraphModule]:
+        """The program for a call, as a module over the tensors of the tree."""
+        with compat.unrecorded():
+            special, weights = self._recorded(args, kwargs)
+            tensors = self._ownership.in_tree(special, weights.plain)
+            return special, special.differentiable.to_module(dict(zip(special.names, tensors, strict=True)))
+
+    def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Weights]:
+        """The program for a call and its present weights.
+
+        Raises:
+            InputError: no program takes the call, and its tensors have no values to make one with.
+            RewriteError: weights have changed, and an exporter has put others in their place.
+        """
+        with self._lock:
+            if not self._ownership.is_swapped():
+                self.refresh()
+            elif self._snapshot.watch.rewritten():
+                raise RewriteError("weights have changed since the result last ran, and now it is traced; call "
+                                   "result.refold() first")  # fmt: skip
+            flat, structure = call.flatten(args, kwargs)
+            special = self._find(flat, structure, compat.is_any_autocast())
+            if special is None:
+                if torch.compiler.is_exporting() or any(map(compat.is_stand_in, flat)):
+                    raise recording.refusal(flat)
+                special = self.specialize(args, kwargs)
+            return special, self._snapshot.weights[special]
+
+    def prepare(self) -> None:
+        """Be ready for an exporter, which reads the tree, and then puts tensors into it that have no values."""
+        if not compat.is_recording():
+            return
+        with self._lock, compat.unrecorded(), contextlib.suppress(RewriteError):  # the call raises it
+            if not self._ownership.is_swapped():
+                recording.name_constants(self._ownership.root, self.refresh())
 
     # -- programs -----------------------------------------------------------------------------------------------------
 
@@ -96,12 +186,16 @@ class Engine:
         """The program for a call, captured if there is none."""
         autocast = compat.is_any_autocast()
         with self._lock, neutral():
-            snapshot = self.refresh()
-            flat, structure = call.flatten(args, kwargs)
-            for special in snapshot.weights:
-                if special.accepts(flat, structure, autocast):
-                    return special
+            self.refresh()
+            special = self._find(*call.flatten(args, kwargs), autocast)
+            if special is not None:
+                return special
             return self.adopt(self._compile_program(*self._ownership.example(args, kwargs, autocast)))
+
+    def _find(self, flat: list[Any], structure: call.Tree, autocast: bool) -> Specialization | None:
+        """The program for a call, None where there is none."""
+        specials = self._snapshot.weights
+        return next((special for special in specials if special.accepts(flat, structure, autocast)), None)
 
     def adopt(self, program: Program) -> Specialization:
         """Take over a program of the model."""
@@ -195,6 +289,8 @@ class Engine:
 
     def observe(self) -> None:
         """From now on the caller may hold the result's tensors and give them other memory, so they are watched too."""
+        if compat.is_recording():
+            return
         with self._lock, neutral():
             self._ownership.observe(self._snapshot.watch)
 
@@ -223,6 +319,7 @@ class Engine:
             snapshot = self.refresh()
             twin = copy.copy(self)
             twin._lock = threading.RLock()
+            twin.shapes = self.shapes.copy()
             twin._lowerings = copy.copy(self._lowerings)
             twin._lowerings.announced = False
             twin._ownership = self._ownership.copy(root)

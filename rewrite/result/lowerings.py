@@ -35,7 +35,9 @@ class Lowerings:
         self.live = False
         self.announced = False
 
-    def plan(self, special: Specialization, weights: Weights, flat: list[Any], differentiate: bool) -> Plan:
+    def plan(
+        self, special: Specialization, weights: Weights, flat: list[Any], *, differentiate: bool, compiles: bool = True
+    ) -> Plan:
         """How a kind of call runs, lowered for one of them.
 
         Args:
@@ -43,6 +45,7 @@ class Lowerings:
             weights: its weights.
             flat: the flat inputs of the call.
             differentiate: whether gradients are asked for, which run operator by operator.
+            compiles: whether it may be lowered; else it runs on what is lowered already, or operator by operator.
         """
         lowering = self.lowering
         if differentiate or lowering is None:
@@ -51,6 +54,8 @@ class Lowerings:
         known = special.lowered.get(lowering.name)
         if known is not None:
             return Plan(special, known, writes, arranged=True)
+        if not compiles:
+            return Plan(special, *special.eager)
         frozen = lowering.freezes and not self.live
         tensors = weights.plain if frozen else weights.arranged
         try:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from rewrite.artifact import packed, write
 from rewrite.errors import CaptureError, RewriteError
+from rewrite.result import recording
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find
-from rewrite.result.reading import read_through, refuse_export
+from rewrite.result.reading import read_through
+from rewrite.result.shapes import Shapes
+from rewrite.result.signature import signed
 from rewrite.trace.guard import unwrap
 
 if TYPE_CHECKING:
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
 
     from rewrite.lowering import Lowering
     from rewrite.result.program import Program
+    from rewrite.result.specialize import Specialization
 
 _TREE = ("_parameters", "_buffers", "_modules")
-_OWN = frozenset((*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set"))
+_OWN = frozenset((*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set", *recording.RECORDED))
 
 
 class OptimizedModule(Mirror):
@@ -47,7 +51,12 @@ class OptimizedModule(Mirror):
     change of these.
 
     **Modes.** Gradients reach inputs that require them, never weights. Autocast and inference mode work as with the
-    model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen.
+    model. Any batch size runs on one program; other sizes are captured and compiled when they are first seen, or as
+    ``on_new_shape`` says.
+
+    **Exporters.** ``torch.export``, ``torch.onnx.export(dynamo=True)`` and ``torch.jit.trace`` record the rewritten
+    program of a call that a program takes, with folded weights as constants; the batch alone may be dynamic.
+    ``torch.compile`` leaves the call as it is.
 
     Args:
         source: the model, in evaluation mode; never changed.
@@ -55,6 +64,7 @@ class OptimizedModule(Mirror):
         lowering: runs graphs; None runs them operator by operator.
         programs: the programs of the model that exist already.
         private: nobody else has the model, so the result takes its tensors over and leaves it none.
+        shapes: the calls that the result is ready for, and what becomes of others.
 
     Raises:
         CaptureError: a part of the model cannot be captured, or is not initialized.
@@ -69,13 +79,15 @@ class OptimizedModule(Mirror):
         lowering: Lowering | None = None,
         programs: Iterable[Program] = (),
         private: bool = False,
+        shapes: Shapes | None = None,
     ):
         source = unwrap(source)
         for name, tensor in itertools.chain(source.named_parameters(), source.named_buffers()):
             if nn.parameter.is_lazy(tensor):
                 raise CaptureError(f"'{name}' is not initialized; call the model once on an example input first")
         super().__init__(source, self)
-        engine = self.__dict__["_engine"] = Engine(source, self, compile_program, lowering)
+        object.__setattr__(self, "__class__", signed(type(self), source))
+        engine = self.__dict__["_engine"] = Engine(source, self, compile_program, lowering, shapes or Shapes())
         for program in programs:
             engine.adopt(program)
         if private:
@@ -83,16 +95,40 @@ class OptimizedModule(Mirror):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute what the model computes."""
-        if torch.compiler.is_exporting():
-            refuse_export()
+        if recording.is_traced_by_dynamo():
+            return recording.trace(self, args, kwargs)
+        return self._call(args, kwargs)
+
+    @torch.compiler.disable(reason=recording.COMPILED)  # type: ignore[untyped-decorator]
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._engine(args, kwargs)
+
+    def exported(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, GraphModule]:
+        """The program for a call, as a module over the very tensors of the result.
+
+        Raises:
+            InputError: no program takes the call.
+        """
+        return self._engine.exported(args, kwargs)
 
     def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Capture and rewrite the model for an example call, unless a program that takes it exists."""
-        self._engine.specialize(args, kwargs or {})
+        self._engine.announce(args, kwargs or {})
+
+    def warmup(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for calls like this one, so that the first of them waits for nothing.
+
+        Nothing else changes: neither buffers that a call writes nor random numbers. What counts is what a call is
+        compiled for: sizes, strides, dtypes and devices of tensors, other arguments by value, whether a tensor
+        requires a gradient, and autocast. Such calls are ready from then on, in the sense of ``on_new_shape``, and
+        their compiled code is kept.
+
+        Raises:
+            InputError, CaptureError, VerificationError: as for the call itself.
+        """
+        self._engine.warm(args, kwargs)
 
     def refold(self) -> None:
         """Compute everything that was derived from weights again, whether or not a change was noticed."""
@@ -171,6 +207,8 @@ class OptimizedModule(Mirror):
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As in ``nn.Module``; the parts hold tensors and cannot be called."""
         self._observe()
+        if "_engine" in self.__dict__:
+            self._engine.prepare()
         yield from super().named_modules(*args, **kwargs)
 
     def named_children(self) -> Iterator[Any]:
@@ -211,11 +249,10 @@ class OptimizedModule(Mirror):
         return self._engine.changes(module, fn)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        twin = OptimizedModule.__new__(OptimizedModule)
+        twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         Mirror.__init__(twin, self, twin)
-        others = {key: value for key, value in self.__dict__.items() if key not in _OWN}
-        twin.__dict__.update(copy.deepcopy(others, memo))
+        twin.__dict__.update(copy.deepcopy(self._others(), memo))
         twin.__dict__["_engine"] = self._engine.copy(twin)
         return twin
 
@@ -223,5 +260,17 @@ class OptimizedModule(Mirror):
         """As the file that :meth:`save` writes: what is unpickled knows nothing of the model."""
         from rewrite.result.standalone import unpickled  # which makes results
 
-        others = {key: value for key, value in self.__dict__.items() if key not in _OWN}
-        return unpickled, (self._packed(), self._engine.lowering), others
+        return unpickled, (self._packed(), self._engine.lowering, self._engine.shapes), self._others()
+
+    def _others(self) -> dict[str, Any]:
+        """What the caller and ``nn.Module`` have as attributes of the result."""
+        own = _OWN.union(recording.constant_names(self))
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` asks for first.
+
+        Raises:
+            RewriteError: always.
+        """
+        raise RewriteError(recording.UNSCRIPTABLE)

@@ -14,10 +14,10 @@ from rewrite.result.mirror import Mirror, Reflection, find
 from rewrite.result.modes import neutral
 from rewrite.result.reading import attribute, place
 from rewrite.result.specialize import Misfit
-from rewrite.result.staleness import Watch
+from rewrite.result.staleness import Holdings, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from rewrite.result.specialize import Specialization
 
@@ -63,6 +63,17 @@ class Ownership:
 
     def _attribute(self, name: str) -> Tensor:
         return self._attributes[name] if self._reflection is None else attribute(self.source, name)
+
+    def in_tree(self, special: Specialization, weights: Sequence[Tensor]) -> list[Any]:
+        """The weights of a program, in order: what the tree holds as it does at the moment, and the given ones else."""
+        return [
+            find(self.root, name) if name in special.registered else tensor
+            for name, tensor in zip(special.names, weights, strict=True)
+        ]
+
+    def is_swapped(self) -> bool:
+        """Whether an exporter has put stand-ins in the place of the tensors of the tree for the moment."""
+        return any(map(compat.is_stand_in, Holdings(self.root).tensors))
 
     def watch(self, specials: Collection[Specialization]) -> Watch:
         """The state of the tensors at this moment, without the values that calls of the programs write."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rewrite.lowering import Executable
     from rewrite.result.specialize import Specialization
     from rewrite.result.staleness import Watch
+
+Key = TypeVar("Key", bound="Hashable")
 
 STATIC = 8
 """How many lowerings for certain sizes are kept."""
@@ -36,6 +38,7 @@ class Plan:
         frozen: whether ``run`` holds the values of weights.
         arranged: whether ``run`` takes arranged weights.
         differentiate: whether gradients pass through.
+        kept: whether it stays, however many others there are.
         used: when it was last used, in calls.
     """
 
@@ -46,6 +49,7 @@ class Plan:
     frozen: bool = False
     arranged: bool = False
     differentiate: bool = False
+    kept: bool = False
     used: int = 0
 
 
@@ -63,21 +67,31 @@ class Snapshot:
 
     watch: Watch
     weights: dict[Specialization, Weights]
-    plans: dict[Hashable, Plan]
+    plans: dict[tuple[Hashable, bool, int], Plan]
 
 
 def execute(plan: Plan, weights: Weights, flat: list[Any]) -> Any:
     """Run a call and store the state that it writes; the user's result."""
-    if plan.differentiate:
-        outputs = plan.run(flat, weights.plain)
-    else:
-        with torch.no_grad():
-            outputs = plan.run(flat, weights.arranged if plan.arranged else weights.plain)
+    outputs = compute(plan, weights, flat)
     signature = plan.special.graph.signature
     if plan.writes:
         _write(plan, weights, flat, outputs[signature.outputs :])
         outputs = outputs[: signature.outputs]
-    return outputs[0] if signature.out_spec.is_leaf() else compat.tree_unflatten(outputs, signature.out_spec)
+    return result_of(plan.special, outputs)
+
+
+def compute(plan: Plan, weights: Weights, flat: list[Any]) -> Sequence[Any]:
+    """The flat outputs of a call, values of state that are to be stored last."""
+    if plan.differentiate:
+        return plan.run(flat, weights.plain)
+    with torch.no_grad():
+        return plan.run(flat, weights.arranged if plan.arranged else weights.plain)
+
+
+def result_of(special: Specialization, outputs: Sequence[Any]) -> Any:
+    """What the user gets for the flat outputs of a program."""
+    spec = special.graph.signature.out_spec
+    return outputs[0] if spec.is_leaf() else compat.tree_unflatten(outputs, spec)
 
 
 def _write(plan: Plan, weights: Weights, flat: list[Any], values: Sequence[Any]) -> None:
@@ -89,9 +103,9 @@ def _write(plan: Plan, weights: Weights, flat: list[Any], values: Sequence[Any])
                 weights.plain[plan.special.names.index(mutation.target)].copy_(value)
 
 
-def remember(plans: dict[Hashable, Plan], key: Hashable, plan: Plan) -> None:
-    """Add a plan; of its kind, the one that has not been used for longest goes if there are too many."""
+def remember(plans: dict[Key, Plan], key: Key, plan: Plan) -> None:
+    """Add a plan; of those of its kind that need not be kept, the one unused for longest goes if there are too many."""
     plans[key] = plan
-    kind = [other for other, known in plans.items() if known.static == plan.static]
+    kind = [other for other, known in plans.items() if known.static == plan.static and not known.kept]
     if len(kind) > (STATIC if plan.static else DYNAMIC):
         del plans[min(kind, key=lambda other: plans[other].used)]

@@ -28,13 +28,16 @@ _GOLDEN = 0.6180339887498949
 class Probe:
     """Remembered bytes of tensors in main memory; others (on an accelerator, sparse) are left out.
 
-    The tensors must not be freed while the probe lives; it keeps them alive itself.
+    Args:
+        tensors: what is looked at.
+        keep: keep the memory alive. Without it, who asks has to see to it that the tensors lie where they lay.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]):
+    def __init__(self, tensors: Iterable[Tensor], keep: bool = True):
         # a detached alias keeps the storage even if the tensor is given another one
-        self._kept = [tensor.detach() for tensor in tensors if _is_readable(tensor)]
-        self._windows = [window for tensor in self._kept for window in _windows(tensor)]
+        readable = [tensor.detach() for tensor in tensors if _is_readable(tensor)]
+        self._windows = [window for tensor in readable for window in _windows(tensor)]
+        self._kept = readable if keep else None
         self._remembered = b"".join(self._windows)
 
     def changed(self) -> bool:

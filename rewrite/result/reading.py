@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -66,12 +66,15 @@ def read_through(source: nn.Module, name: str) -> Any:
         raise AttributeError(f"neither the rewritten module nor its {type(source).__name__} has '{name}'") from None
     owner = getattr(value, "__self__", None)
     if isinstance(value, nn.Module) or (isinstance(owner, nn.Module) and isinstance(value, types.MethodType)):
-        raise AttributeError(
-            f"'{name}' of {type(source).__name__} would run the model as it was; call it on the model itself"
-        )
+        raise AttributeError(f"'{name}' of {type(source).__name__} {_remedy(name)}")
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def refuse_export() -> NoReturn:
-    """Raise: what runs is not what is to be traced."""
-    raise RewriteError("a rewritten module runs compiled code, which cannot be traced; export result.graph_module")
+def _remedy(name: str) -> str:
+    """What is wrong with a method or module of the model as an attribute of its result, and what to do."""
+    if name.startswith("forward"):
+        return (
+            f"would run the model as it was; pass method='{name}' to optimize or transform for a rewritten one, or "
+            "call it on the model itself"
+        )
+    return "belongs to the model as it was; use it on the model itself, and optimize that again if it has changed"

@@ -15,4 +15,4 @@ def source_of(model: nn.Module) -> nn.Module:
     """The model that an optimized or transformed module was made of; any other module is returned as it is."""
     if isinstance(model, OptimizedModule):
         return model._engine.source
-    return model._source if isinstance(model, TransformedModule) else model
+    return model._live.source if isinstance(model, TransformedModule) else model

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rewrite.lowering import Executable, differentiable, run_eagerly, weight_order, written_weights
+from rewrite.lowering import (
+    Executable,
+    differentiable,
+    run_eagerly,
+    weight_order,
+    writing_module,
+    written_weights,
+)
 from rewrite.result.call import tree_of
 from rewrite.trace.device import retarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch.fx import GraphModule
 
     from rewrite.graph import Graph, Mutation
     from rewrite.result.call import Tree
@@ -95,8 +104,18 @@ class Specialization:
     @cached_property
     def eager(self) -> tuple[Executable, tuple[Mutation, ...]]:
         """The program operator by operator, differentiable, and the writes that it leaves to the caller."""
-        graph = differentiable(self.graph)
+        graph = self.differentiable
         return run_eagerly(graph, self.names), graph.signature.mutations
+
+    @cached_property
+    def differentiable(self) -> Graph:
+        """The graph with batch norms that update their statistics in place."""
+        return differentiable(self.graph)
+
+    @cached_property
+    def writing(self) -> GraphModule:
+        """The program as a flat module of inputs and weights that writes state itself."""
+        return writing_module(self.differentiable, self.names)
 
     def fold(self, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights by name, folded ones computed from ``sources``, which :attr:`reads` names.
@@ -151,7 +170,8 @@ class Specialization:
         for size, given in zip(sizes, value.shape, strict=True):
             symbolic = isinstance(size, torch.SymInt)
             wanted = symbols.setdefault(str(size), given) if symbolic else size
-            if wanted != given or (symbolic and given == 1 and not self.program.one_row):
+            # asked in this order, so that a size that is symbolic itself stays free
+            if wanted != given or (symbolic and not self.program.one_row and given == 1):
                 return False
         return True
 

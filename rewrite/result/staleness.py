@@ -52,7 +52,7 @@ class Holdings:
 class Marks:
     """What writing to tensors leaves behind: version counters, optimizer steps, and a few of the bytes themselves.
 
-    The tensors are not kept alive, only their memory is: who asks brings them.
+    The tensors are not kept alive, at most their memory is: who asks brings them.
 
     Attributes:
         stale: whether a change is known without looking; may be set.
@@ -60,12 +60,13 @@ class Marks:
 
     Args:
         tensors: none of them made in inference mode, which counts no versions.
-        probed: the tensors whose bytes are watched; by default the same.
+        probed: the tensors whose bytes are watched.
+        keep: keep their memory alive, see :class:`Probe`.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], probed: Iterable[Tensor] | None = None):
+    def __init__(self, tensors: Sequence[Tensor], probed: Iterable[Tensor], keep: bool = True):
         self._versions = list(map(_version, tensors))
-        self._probe = Probe(tensors if probed is None else probed)
+        self._probe = Probe(probed, keep)
         self.stale = False
         self.ids = frozenset(map(id, tensors))
         _steps.watch(self)
@@ -116,6 +117,10 @@ class Watch(Marks):
     def edited(self) -> bool:
         """Whether the second tree holds other objects, or its tensors other memory."""
         return self._second is not None and self._second.changed()
+
+    def rewritten(self) -> bool:
+        """Whether the watched tensors have other values, whatever the tree holds at the moment."""
+        return self.written(self._versioned) or self.bytes_changed()
 
     def changed(self) -> bool:
         """Whether anything is seen to have changed."""

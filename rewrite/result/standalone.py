@@ -14,25 +14,34 @@ from rewrite.artifact import Artifact, graphs_of, refusing, unpacked
 from rewrite.errors import ArtifactError, InputError, VerificationError
 from rewrite.lowering import run_eagerly, weight_order
 from rewrite.printer import type_text
+from rewrite.result import call
 from rewrite.result.modes import neutral
 from rewrite.result.module import OptimizedModule
 from rewrite.result.program import Program
+from rewrite.result.signature import signature_of, with_signature
 from rewrite.trace import isolated
 from rewrite.trace.twin import clones
 from rewrite.verify import verify_recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rewrite.artifact import StoredProgram
     from rewrite.graph import Graph
     from rewrite.lowering import Lowering
+    from rewrite.result.shapes import Shapes
 
 _OTHERS = "load(path, model) captures other calls"
 
 
 def from_artifact(
-    artifact: Artifact, lowering: Lowering | None, name: str, *, verify: bool = True, remedy: str = _OTHERS
+    artifact: Artifact,
+    lowering: Lowering | None,
+    name: str,
+    *,
+    shapes: Shapes | None = None,
+    verify: bool = True,
+    remedy: str = _OTHERS,
 ) -> OptimizedModule:
     """A result that runs the programs of an artifact on its tensors, which become the result's own.
 
@@ -42,6 +51,7 @@ def from_artifact(
         artifact: the programs.
         lowering: runs graphs; None runs them operator by operator.
         name: what messages call the artifact.
+        shapes: the calls that the result is ready for, and what becomes of others.
         verify: whether each program has to give the outputs that were saved with it.
         remedy: what messages say of calls that no program takes.
 
@@ -56,14 +66,15 @@ def from_artifact(
         moved: dict[int, Tensor] = {}
         programs = [_program(artifact, stored, device, moved) for stored in artifact.programs]
         held = {key: value for program in programs for key, value in program.graph.weights.items()}
-        source = _tree(artifact.model, {key: held[key] for key in artifact.weights if key in held})
+        forward = with_signature(nn.Module.forward, signature_of(programs[0].graph.signature))
+        source = _tree(artifact.model, forward, {key: held[key] for key in artifact.weights if key in held})
         source.__dict__.update(artifact.attributes)
         if verify:
             with isolated(source):
                 for program, stored in zip(programs, artifact.programs, strict=True):
                     _verify(program, stored, name)
         closed = _Closed([program.graph for program in programs], remedy)
-        return OptimizedModule(source, closed.refuse, lowering, programs, private=True)
+        return OptimizedModule(source, closed.refuse, lowering, programs, private=True, shapes=shapes)
 
 
 def released(result: OptimizedModule) -> OptimizedModule:
@@ -79,7 +90,7 @@ def released(result: OptimizedModule) -> OptimizedModule:
     programs = [replace(stored, constants=_copied(stored.constants, copies)) for stored in artifact.programs]
     artifact = replace(artifact, weights=_copied(artifact.weights, copies), programs=tuple(programs))
     return from_artifact(
-        artifact, engine.lowering, "the released result", verify=False,
+        artifact, engine.lowering, "the released result", shapes=engine.shapes.copy(), verify=False,
         remedy="optimize without release=True captures other calls",
     )  # fmt: skip
 
@@ -88,7 +99,7 @@ def _copied(tensors: Mapping[str, Tensor], copies: Mapping[int, Tensor]) -> dict
     return {name: copies[id(tensor)] for name, tensor in tensors.items()}
 
 
-def unpickled(data: bytes, lowering: Lowering | None) -> OptimizedModule:
+def unpickled(data: bytes, lowering: Lowering | None, shapes: Shapes) -> OptimizedModule:
     """A pickled result: what :meth:`OptimizedModule.__reduce_ex__` names.
 
     Raises:
@@ -96,7 +107,7 @@ def unpickled(data: bytes, lowering: Lowering | None) -> OptimizedModule:
     """
     name = "the pickled result"
     with refusing(f"{name} cannot be read", VerificationError):
-        return from_artifact(Artifact.of(unpacked(data, name)), lowering, name)
+        return from_artifact(Artifact.of(unpacked(data, name)), lowering, name, shapes=shapes)
 
 
 # -- programs ---------------------------------------------------------------------------------------------------------
@@ -178,9 +189,9 @@ def _is_tensor(value: Any) -> bool:
 # -- what stands for the model ----------------------------------------------------------------------------------------
 
 
-def _tree(model: str, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Modules that hold tensors under their qualified names, in a root named like the model."""
-    root: nn.Module = type(model, (nn.Module,), {})().eval()
+def _tree(model: str, forward: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Modules that hold tensors under their qualified names, in a root named like the model and with its signature."""
+    root: nn.Module = type(model, (nn.Module,), {"forward": forward})().eval()
     for name, tensor in weights.items():
         *path, key = name.split(".")
         module = root
@@ -198,7 +209,7 @@ class _Closed:
     """What is asked for programs where there is no model to capture."""
 
     def __init__(self, graphs: Sequence[Graph], remedy: str):
-        self._saved = [_call_text(node.meta.get("val") for node in graph.inputs) for graph in graphs]
+        self._saved = [call.text(node.meta.get("val") for node in graph.inputs) for graph in graphs]
         self._remedy = remedy
 
     def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
@@ -207,12 +218,8 @@ class _Closed:
         Raises:
             InputError: always.
         """
-        given = _call_text(compat.tree_flatten((args, kwargs))[0])
+        given = call.text(compat.tree_flatten((args, kwargs))[0])
         raise InputError(
             f"no saved program takes ({given}): there are those for ({'), ('.join(self._saved)}), where N is any "
             f"batch; {self._remedy}"
         )
-
-
-def _call_text(values: Iterable[Any]) -> str:
-    return ", ".join(type_text(value) if isinstance(value, Tensor) else repr(value) for value in values)

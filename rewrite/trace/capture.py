@@ -23,7 +23,7 @@ from rewrite.trace.export import Exported, export
 from rewrite.trace.isolate import isolated
 from rewrite.trace.judge import judge, takes_one_row
 from rewrite.trace.normalize import normalize
-from rewrite.trace.rehearse import changes, rehearse
+from rewrite.trace.rehearse import changes, refuse_hidden_writes, rehearse
 
 if TYPE_CHECKING:
     from rewrite.graph import Graph
@@ -79,6 +79,8 @@ def capture(
     flat = compat.tree_flatten((args, kwargs))[0]
     with isolated(model):
         rehearsal = rehearse(model, args, kwargs)
+        if training:
+            refuse_hidden_writes(model, args, kwargs)
         graph, plan, notes = _trace(model, args, kwargs, rehearsal, training)
         one_row = takes_one_row(model, graph, args, kwargs)
     notes += _state_notes(rehearsal) + _constant_notes(graph, flat)

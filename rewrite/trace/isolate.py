@@ -6,27 +6,41 @@ import contextlib
 import logging
 import random
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rewrite import compat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # These print whole programs before they raise what capture translates.
 _TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export", "torch._dynamo")
 
 
+_alone = threading.RLock()
+
+
 @contextlib.contextmanager
-def isolated(model: nn.Module) -> Iterator[None]:
-    """Run with plain settings, whatever the caller's are, and leave no trace in generators, warnings and logs."""
-    kinds = {"cpu", *(tensor.device.type for tensor in (*model.parameters(), *model.buffers()))}
+def isolated(model: nn.Module, tensors: Iterable[Tensor] = (), alone: bool = True) -> Iterator[None]:
+    """Run with plain settings, whatever the caller's are, and leave no trace in generators, warnings and logs.
+
+    Args:
+        model: what is run.
+        tensors: what it works on besides its parameters and buffers.
+        alone: one thread at a time, because warnings, log levels and exports are the whole process's. Not under a lock
+            that another thread may want within, as that of Dynamo.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers(), *tensors)}
+    kinds = {"cpu", *(device.type for device in devices)}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
+        if alone:
+            stack.enter_context(_alone)
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_indices(devices)))
         stack.enter_context(_python_generators())
         stack.enter_context(torch.inference_mode(False))
         # what is traced of regions without grad must not depend on the caller's mode
@@ -99,5 +113,8 @@ class Generators:
 
 def cuda_devices(model: nn.Module) -> list[int]:
     """The indices of the CUDA devices that hold the model."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+    return _cuda_indices(tensor.device for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _cuda_indices(devices: Iterable[torch.device]) -> list[int]:
+    return sorted({device.index or 0 for device in devices if device.type == "cuda"})

@@ -32,6 +32,9 @@ _NEW = {
     aten.new_full.default: aten.new_full.default,
 }  # fmt: skip
 
+_LITERALS = ("lifted_tensor_", "_tensor_constant")
+"""How export and Dynamo name the constants that code writes down."""
+
 _CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
 
 
@@ -39,6 +42,7 @@ def normalize(graph: Graph) -> Graph:
     """Normalise a graph in place and return it; recorded values stay right.
 
     - ``view`` and ``_unsafe_view`` become ``reshape``; a copy that was made for one is dropped.
+    - ``copy``, which has no derivative, becomes a conversion of what is copied, expanded to the shape of the target.
     - The size of a dimension that several inputs share is read from the first of them.
     - What makes tensors of the compute dtype (that of most weights) makes them like a weight: ``new_zeros(ref, ...)``,
       or ``to(..., ref)`` behind the operator. ``ref`` is a weight where there is one, so that what depends on weights
@@ -46,6 +50,7 @@ def normalize(graph: Graph) -> Graph:
     """
     _batch_of_first_input(graph)
     _reshapes(graph)
+    _copies(graph)
     dtype = compute_dtype(graph)
     ref = None if dtype is None else _reference(graph, dtype)
     for node in graph.calls():
@@ -76,9 +81,13 @@ def _reference(graph: Graph, dtype: torch.dtype) -> Node | None:
     written = {mutation.target for mutation in graph.signature.mutations if mutation.kind == "weight"}
     nodes = [node for node in graph.nodes if node.op in ("get_attr", "placeholder") and _dtype(node) == dtype]
     weights = [node for node in nodes if node.op == "get_attr" and node.target not in written]
-    named = [node for node in weights if not str(node.target).startswith("lifted_tensor_")]
+    named = [node for node in weights if not str(node.target).startswith(_LITERALS)]
     smallest = min(named or weights, key=lambda node: int(node.meta["val"].numel()), default=None)
-    return smallest or next(iter(nodes), None)
+    found = smallest or next(iter(nodes), None)
+    if found is not None and found.op == "get_attr":
+        # a literal stands where it is read first
+        next(iter(graph.nodes)).prepend(found)
+    return found
 
 
 def _dtype(node: Any) -> torch.dtype | None:
@@ -129,6 +138,23 @@ def _serves_reshape(node: Node, certain: bool) -> bool:
     value = source.meta["val"]  # type: ignore[union-attr]
     asked = node.kwargs.get("memory_format") is torch.contiguous_format
     return asked and (certain or not value.is_contiguous())
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+
+
+def _copies(graph: Graph) -> None:
+    for node in graph.calls():
+        if node.target is not aten.copy.default:
+            continue
+        target: Any = node.args[0]
+        asked = {"dtype": _dtype(target), "device": target.meta["val"].device}
+        with graph.fx.inserting_before(node):
+            converted = graph.fx.call_function(aten._to_copy.default, (node.args[1],), asked)
+        converted.meta = {key: value for key, value in node.meta.items() if key != "val"}
+        converted.meta["val"] = fake_call(graph.fake_mode, converted.target, converted.args, asked)
+        node.target, node.args, node.kwargs = aten.expand_as.default, (converted, target), {}
+        node.meta["val"] = fake_call(graph.fake_mode, node.target, node.args, {})
 
 
 # -- dtypes -----------------------------------------------------------------------------------------------------------

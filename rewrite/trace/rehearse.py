@@ -16,7 +16,8 @@ from rewrite import compat
 from rewrite.errors import CaptureError
 from rewrite.trace import twin
 from rewrite.trace.compare import PLAIN, difference, same, shared_memory, show
-from rewrite.trace.errors import capture_error, input_error, is_known
+from rewrite.trace.errors import capture_error, input_error, is_known, place, user_line
+from rewrite.trace.hidden import HiddenWriteError, without_hidden_writes
 from rewrite.trace.isolate import Generators, foreign_name, foreign_state
 
 if TYPE_CHECKING:
@@ -98,6 +99,28 @@ def rehearse(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     _refuse_first_call(model, rehearsal)
     _refuse_hidden_state(model, rehearsal)
     return rehearsal
+
+
+def refuse_hidden_writes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Call a replica with gradients on, and refuse a model that writes values where autograd does not see it.
+
+    Raises:
+        CaptureError: forward writes under ``no_grad``, or through ``detach()`` or ``.data``, to a value with gradients.
+    """
+    flat, spec = compat.tree_flatten((args, dict(kwargs)))
+    call_args, call_kwargs = compat.tree_unflatten(twin.clones(flat), spec)
+    with twin.replica(model) as copy:
+        try:
+            with without_hidden_writes():
+                copy(*call_args, **call_kwargs)
+        except HiddenWriteError as error:
+            raise CaptureError(
+                f"{type(model).__name__} writes with '{error.operator}'{place(user_line(error))} to a value with "
+                "gradients, where autograd does not see it, and a graph would lose its gradient; compute a new value "
+                "instead, or leave this part out"
+            ) from error
+        except Exception:  # forward may be one that runs without gradients only, and the calls before went well
+            return
 
 
 def _call(

@@ -67,7 +67,11 @@ def test_a_changed_byte_anywhere() -> None:
         assert found == MEMBERS, f"byte {place} is part of nothing that is read"
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"\x93NUMPY", bytes(100), archive({"a": b""})])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PK", b"\x93NUMPY", bytes(100), archive({"a": b""})],
+    ids=["nothing", "two-bytes", "an-array", "zeros", "an-archive"],  # an archive holds the time
+)
 def test_something_else(data: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"torch-rewrite saved|truncated or damaged"):
         unpacked(data, "it")

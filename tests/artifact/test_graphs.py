@@ -239,6 +239,7 @@ def change(kind: str) -> Any:
         data["graphs"]["captured"]["outputs"].append(3)
         signature["mutations"] = [["weight", "layer.w"]]
     elif kind == "place from the end":
+        data["places"] = [["path", "Kind"]]
         relu["place"] = -1
     elif kind == "origin":
         data["origins"] = [["rule", {}, [], False]]

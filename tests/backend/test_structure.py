@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rewrite import Fidelity, Rule, backend
+from rewrite import Fidelity, Rule, backend, compat
 from rewrite.pattern import Call, Var
 from rewrite.verdict import Verdict
 from tests.backend.compiling import Log, compiled
@@ -88,7 +88,39 @@ def test_strides_of_results_are_those_of_the_model():
             assert fast(x).stride() == model(x).stride()
 
 
-def test_a_mode_and_options_of_inductor():
+@torch.no_grad()
+def test_views_of_results_stay_views_and_keep_their_strides():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+
+    def last(x):
+        return model(x).permute(0, 2, 3, 1)
+
+    def parts(x):
+        y = model(x)
+        return y, y[:, 1:], y.flatten(1)
+
+    for lower in ("eager", "inductor"):
+        torch._dynamo.reset()
+        log = Log()
+        assert compiled(last, lower=lower)(x).stride() == last(x).stride()
+        whole, tail, flat = compiled(parts, lower=lower)(x)
+        torch.testing.assert_close((whole, tail, flat), parts(x), rtol=1e-4, atol=1e-5)
+        tail.zero_()
+        assert not whole[:, 1:].any()
+        assert not flat[:, 36:].any()
+        assert "fold-batch-norm-after" in log.rewrites()
+
+
+def test_a_mode_and_options_of_inductor(monkeypatch):
+    patches = []
+    compile_traced = compat.inductor_compile_traced
+
+    def spy(module, examples, options):
+        patches.append(options)
+        return compile_traced(module, examples, options)
+
+    monkeypatch.setattr(compat, "inductor_compile_traced", spy)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -96,6 +128,7 @@ def test_a_mode_and_options_of_inductor():
             torch._dynamo.reset()
             fast = torch.compile(model, backend=backend.torch_rewrite, **arguments)
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert patches == [torch._inductor.list_mode_options("max-autotune-no-cudagraphs"), {"epilogue_fusion": False}]
 
 
 @pytest.mark.parametrize(
@@ -165,21 +198,92 @@ def view_of_written(x):
     return x[0]
 
 
+def same_view_of_written(x):
+    x.mul_(2)
+    return x.view_as(x)
+
+
+def negated_view_of_written(x):
+    x.mul_(2)
+    return torch._neg_view(x)
+
+
+def inverse(x):
+    return torch.linalg.inv(x @ x.mT + 1)
+
+
+def transformed(x):
+    return torch.func.vmap(torch.sin)(x)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (branch, "calls graphs of its own"),
         (asserting, "asserts something"),
         (view_of_written, "view of an argument that the call writes"),
+        (same_view_of_written, "view of an argument that the call writes"),
+        (negated_view_of_written, "view of an argument that the call writes"),
+        (inverse, "has an effect"),
+        (transformed, "a transform of torch.func"),
     ],
 )
 def test_declined_graphs_run_as_they_are(call, words):
     log = Log()
     x = torch.randn(3, 4)
-    torch.testing.assert_close(compiled(call)(x.clone()), call(x.clone()))
+    y = x.clone()
+    found, expected = compiled(call)(x), call(y)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(x, y)
+    assert found is not x
     assert words in log.graphs[0].reason
     assert log.graphs[0].report is None
     assert "not rewritten" in str(log.graphs[0])
+
+
+def test_numbers_that_change_are_not_compiled_again_and_again():
+    log, fast = Log(), compiled(lambda x, factor: x * factor + 1, settings={"fullgraph": True})
+    for i in range(12):
+        x = torch.randn(3)
+        torch.testing.assert_close(fast(x, 0.37 * i), x * (0.37 * i) + 1)
+    assert [bool(graph.reason) for graph in log.graphs] == [False, True]
+    assert "is an argument that changes" in log.graphs[1].reason
+
+
+def test_a_compiled_optimizer():
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.full((3,), 2.0)
+    log, steps = Log(), torch.optim.SGD(parameters[:1], lr=0.1, momentum=0.9)
+    compiled(lambda: steps.step())()
+    torch.optim.SGD(parameters[1:], lr=0.1, momentum=0.9).step()
+    torch.testing.assert_close(parameters[0], parameters[1])
+    assert "writes to the constant" in log.graphs[0].reason
+
+
+class Tagged(torch.Tensor):
+    """A subclass that wraps nothing."""
+
+
+@torch.no_grad()
+def test_subclasses_of_tensors():
+    model, log = nn.Linear(3, 2), Log()
+    x = torch.randn(2, 3).as_subclass(Tagged)
+    found = compiled(model)(x)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), model(x).as_subclass(torch.Tensor))
+    assert "is a Tagged, which no rule understands" in log.graphs[0].reason
+
+
+@torch.no_grad()
+def test_constants_that_code_writes_down():
+    model, log = nn.Linear(3, 3), Log()
+    x = torch.randn(2, 3)
+
+    def shifted(x):
+        return model(x) + torch.linspace(0, 1, 3) * torch.tensor(0.1)
+
+    torch.testing.assert_close(compiled(shifted)(x), shifted(x))
+    log.rewritten()
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")

@@ -117,3 +117,17 @@ def test_dropout_stays_random():
     assert not torch.equal(first, second)
     assert 0.3 < float((first == 0).float().mean()) < 0.7
     assert len(log.rewritten()) == 1
+
+
+def test_norms_stay_where_weights_are_trained_unless_asked_for():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double().eval()
+    nn.init.normal_(model[1].running_mean)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    for options, rewrites in (({}, []), ({"pipeline": "fold-batch-norm"}, ["fold-batch-norm-after"])):
+        torch._dynamo.reset()
+        log, fast = Log(), compiled(model, **options)
+        found = torch.autograd.grad(fast(x).square().sum(), list(model.parameters()))
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+        assert log.rewrites() == rewrites

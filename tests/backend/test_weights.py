@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from rewrite.backend import torch_rewrite
+from rewrite.backend import refold, torch_rewrite
 from rewrite.dynamo import folds
 from tests.backend.compiling import Log, compiled
 from tests.backend.models import MODELS, distance, images
@@ -56,23 +57,25 @@ def test_a_step_between_two_calls_is_noticed(optimizer):
     kind = torch.optim.AdamW if "adamw" in optimizer else torch.optim.SGD
     steps = kind(model.parameters(), lr=0.1, fused="fused" in optimizer)
     x = torch.randn(2, 3, 12, 12)
-    fast = compiled(model)
+    fast, log = compiled(model), Log()
     for _ in range(3):
         with torch.no_grad():
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
         steps.zero_grad()
         model(x).square().mean().backward()
         steps.step()
+    assert "fold-batch-norm-after" in log.rewrites()
 
 
 def test_statistics_that_training_moves_are_noticed():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
     x = torch.randn(2, 3, 12, 12)
-    fast = compiled(model)
+    fast, log = compiled(model), Log()
     for _ in range(3):
         with torch.no_grad():
             torch.testing.assert_close(fast.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
             model.train()(x)
+    assert "fold-batch-norm-after" in log.rewrites()
 
 
 @torch.no_grad()
@@ -118,6 +121,62 @@ def test_folds_die_with_their_model():
 
 
 @torch.no_grad()
+def test_a_model_is_let_go():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    fast = compiled(model)
+    fast(torch.randn(1, 3, 8, 8))
+    held = [weakref.ref(parameter) for parameter in model.parameters()]
+    del model, fast
+    torch._dynamo.reset()
+    gc.collect()
+    assert not any(parameter() is not None for parameter in held)
+
+
+@torch.no_grad()
+def test_tensors_can_be_swapped():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    fast, x, log = compiled(model), torch.randn(2, 3, 8, 8), Log()
+    for _ in range(2):
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.randn(4, 3, 3, 3)))
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert "fold-constants" in log.rewrites()
+
+
+def test_weights_of_the_inference_mode():
+    log = Log()
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        fast, x = compiled(model), torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+        model[0].weight.mul_(2)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert "fold-constants" in log.rewrites()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["in place", "fused", "refold"])
+def test_changes_that_no_watched_byte_shows(way):
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)).eval()
+    fast, x, log = compiled(model), torch.randn(2, 16, 8, 8), Log()
+    weight = model[0].weight
+    before = fast(x)
+    change = torch.zeros_like(weight)
+    change[3, 5] = 0.01  # a few elements of many, none of them extreme
+    if way == "in place":
+        weight.add_(change)
+    elif way == "fused":
+        weight.grad = -change
+        torch.optim.SGD([weight], lr=1.0, fused=True).step()
+    else:
+        weight.data.add_(change)
+        refold()
+    assert not torch.equal(fast(x), before)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert "fold-constants" in log.rewrites()
+
+
+@torch.no_grad()
 def test_two_models_in_one_function_keep_equal_names_apart():
     first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     second = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
@@ -127,5 +186,6 @@ def test_two_models_in_one_function_keep_equal_names_apart():
     def both(x):
         return first(x) - second(x)
 
-    x = torch.randn(2, 3, 8, 8)
+    x, log = torch.randn(2, 3, 8, 8), Log()
     torch.testing.assert_close(compiled(both)(x), both(x), rtol=1e-4, atol=1e-5)
+    assert log.rewrites().count("fold-batch-norm-after") == 2

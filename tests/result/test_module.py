@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rewrite.errors import CaptureError, InputError, RewriteError
-from rewrite.result import OptimizedModule
-from tests.result.programs import Compiler, Net, close, image, net, optimize, spread
+from rewrite.result import OptimizedModule, TransformedModule
+from tests.result.programs import Compiler, Net, close, image, net, optimize, spread, transform
 
 
 @pytest.fixture
@@ -233,12 +234,12 @@ def test_the_result_inside_torch_compile(model: nn.Module) -> None:
         assert close(outer(image()), model(image() * 2) + 1)
 
 
-def test_export_names_what_to_export(model: nn.Module) -> None:
-    fast = optimize(model, image())
-    with pytest.raises(RewriteError, match=r"export result\.graph_module"):
-        torch.export.export(fast, (image(),))
-    exported = torch.export.export(fast.graph_module, (image(),))
-    assert close(exported.module()(image()), model(image()))
+def test_whoever_inspects_finds_the_users_signature() -> None:
+    model = Signature().eval()
+    assert inspect.signature(optimize(model).forward) == inspect.signature(model.forward)
+    trained = transform(model, {"a": torch.randn(3, 4)})
+    assert inspect.signature(trained.forward) == inspect.signature(model.forward)
+    assert isinstance(trained, TransformedModule)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import rewrite
 from tests.result.programs import Compiler, image, net, optimize
 
 
@@ -82,3 +83,18 @@ def test_a_new_size_is_captured_once_for_all_threads() -> None:
     assert compiler.calls == 2
     for index, out in outputs.items():
         assert torch.allclose(out, expected[8 if index % 2 else 10], atol=1e-5)
+
+
+def test_captures_in_several_threads() -> None:
+    """Calls of sizes that no program takes, and results that are made, while another runs."""
+    models = [net(seed) for seed in range(4)]
+    results = [rewrite.optimize(model, image(), lower="eager", cache=False) for model in models[:3]]
+
+    def work(index: int) -> None:
+        fast = results[index] if index < 3 else rewrite.optimize(models[3], image(), lower="eager", cache=False)
+        for turn in range(200 if index == 2 else 3):
+            x = image(size=8 if index >= 2 else 9 + turn)
+            torch.testing.assert_close(fast(x), models[index](x), rtol=1e-4, atol=1e-4)
+
+    assert together(4, work) == []
+    assert not torch.compiler.is_exporting()
