@@ -40,10 +40,10 @@ def tree_data(spec: compat.TreeSpec) -> Any:
 
 
 def tree_of(data: Any) -> compat.TreeSpec:
-    """The structure again; nothing is imported for it.
+    """The structure again; nothing is imported for it. What is malformed raises anything, see ``refusing``.
 
     Raises:
-        ArtifactError: it has a container that is not registered here, or is malformed.
+        ArtifactError: it has a container that is not registered here, or contents that do not fit it.
     """
     if data is None:
         return compat.leaf_spec()
