@@ -10,7 +10,7 @@ from rewrite.api.arguments import lowering_of, pipeline_of
 from rewrite.artifact import Artifact, unpacked
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
-from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError
+from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError, reason_of
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, from_artifact
 from rewrite.result.modes import neutral
@@ -80,8 +80,8 @@ def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name:
                 )
         except (CaptureError, InputError) as error:
             raise VerificationError(
-                f"{name} is no program of this {type(model).__name__}: {error}; pass the model that was saved, or "
-                "optimize this one"
+                f"{name} is no program of this {type(model).__name__}: {reason_of(error)}; pass the model that was "
+                "saved, or optimize this one"
             ) from error
     result = OptimizedModule(model, _compiler(model, artifact.settings), lowering, programs)
     for args, kwargs in outdated:
