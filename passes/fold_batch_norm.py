@@ -64,7 +64,7 @@ class FoldBatchNormAfter(Rule):
     def _without_layer(self, graph: Graph, norm: BatchNorm, refusal: Refusal | None, source: Node) -> Miss:
         found = obstruction(graph, norm.input)
         if found is not None:
-            refusal = refusal or found.refusal("the norm", "apply the norm")
+            refusal = refusal or found.refusal("the norm", value(norm.node).shape[1])
             return Miss(self.name, norm.node, refusal, (found.layer.node, *norm.nodes))
         parts = view_as(source, Concatenation)
         if parts is not None and parts.dim == 1 and all(map(is_layer, parts.inputs)):

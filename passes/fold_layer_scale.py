@@ -54,7 +54,7 @@ class FoldLayerScale(Rule):
             found = obstruction(graph, data)
             if found is None:
                 return None
-            refusal = refusal or found.refusal("the factor", "apply the factor")
+            refusal = refusal or found.refusal("the factor", value(scale).numel(), converted=True)
             return Miss(self.name, product.node, refusal, (found.layer.node, product.node))
         refusal = refusal or affine.layer_refusal(graph, layer)
         if refusal is None and channels != affine.channel_axis(layer):

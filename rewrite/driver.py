@@ -17,6 +17,7 @@ from rewrite.repro import Repro
 from rewrite.rule import Match, Miss
 from rewrite.search import search
 from rewrite.verdict import Verdict
+from rewrite.weights import is_algebra
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -256,10 +257,15 @@ class StepRun:
             listener.missed(miss)
 
     def refuse(self, misses: Iterable[Miss]) -> None:
-        """Record the misses that are left when the step ends."""
+        """Record the misses that are left when the step ends.
+
+        Not those at weight algebra, or because of it: rules made it, and no user can change it.
+        """
         keeps = {rule.name: rule.keeps for rule in self.rules}
         alive = set(self.graph.nodes)
         for miss in misses:
+            if any(node is not None and is_algebra(node) for node in (miss.anchor, miss.refusal.culprit)):
+                continue
             nodes = [node for node in miss.matched if node in alive]
             self._record.refused.append(refused(miss, nodes, gain(nodes, self._sizes, keeps.get(miss.rule))))
 

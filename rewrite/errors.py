@@ -48,3 +48,9 @@ class PlanError(RewriteError):
 
 class GraphError(RewriteError):
     """An invariant of the graph is broken. Always a defect of a rule or of this project."""
+
+
+def reason_of(error: Exception) -> str:
+    """A message without its remedy, for a message that has another one."""
+    text = str(error)
+    return text.rpartition("; ")[0] or text

@@ -118,10 +118,13 @@ def called(node: Node) -> str:
 
 
 def function_name(node: Node) -> str:
-    """The function that the user called, as far as it is recorded: ``batch_norm``, ``relu``, ``float``."""
+    """The function that the user called, as far as it is recorded: ``batch_norm``, ``relu``, ``float``, ``slicing``."""
     recorded = node.meta.get("torch_fn")
-    if recorded:
-        return str(recorded[1]).rpartition(".")[2]
+    known = str(recorded[1]).rpartition(".")[2] if recorded else ""
+    if known == "__getitem__":
+        return "slicing" if node.target is torch.ops.aten.slice.Tensor else "indexing"
+    if known and not known.startswith("__"):  # others are Python's names of operators: __rsub__, __invert__
+        return known
     source: Any = node.args[0] if node.target is operator.getitem else node
     name = getattr(source.target, "_opname", None) or getattr(source.target, "__name__", None)
     return str(name or source.target).strip("_")

@@ -201,15 +201,37 @@ def _impure(node: Node) -> Refusal:
 
 
 def read_elsewhere(node: Node, reader: Node, result: Node | None = None) -> Refusal:
-    """The refusal of a match whose inner value ``node`` has a ``reader`` outside, which may read ``result`` instead."""
+    """The refusal of a match whose inner value ``node`` has a ``reader`` outside, which may read ``result`` instead.
+
+    A reader that the result is computed from cannot; without weights there is nothing else for it to read.
+    """
     source: Any = node.args[0] if node.target is operator.getitem else node
     operands = source.all_input_nodes
     has_weights = len(operands) > 1 and any(operand.op == "get_attr" for operand in operands)
+    reason = f"{called(node)} is also read elsewhere"
+    if result is not None and _leads_to(reader, result):
+        if not has_weights:
+            return Refusal(reason, reader)
+        result = None
     instead = "the value of a module of its own" if result is None else f"the value of {called(result)}"
     if result is not None and has_weights:
         instead += ", or that of a module of its own"
     does = "return" if reader.op == "output" else f"let {called(reader)} read"
-    return Refusal(f"{called(node)} is also read elsewhere", reader, f"{does} {instead}")
+    return Refusal(reason, reader, f"{does} {instead}")
+
+
+def _leads_to(node: Node, result: Node) -> bool:
+    """Whether ``result`` is computed from ``node``."""
+    seen = {result}
+    stack = [result]
+    while stack:
+        current = stack.pop()
+        if current is node:
+            return True
+        operands = [operand for operand in current.all_input_nodes if operand not in seen and not operand < node]
+        seen.update(operands)
+        stack.extend(operands)
+    return False
 
 
 def _convex(inside: set[Node], outputs: set[Node]) -> Refusal | None:

@@ -26,6 +26,7 @@ from rewrite import (
     bisect,
     optimize,
     trace,
+    transform,
 )
 from rewrite.api import bisecting
 from rewrite.verdict import Verdict
@@ -170,6 +171,11 @@ def test_a_check_that_comes_and_goes(model, x, good):
     assert found.runs <= bound(10)
 
 
+def test_a_check_that_returns_a_tensor_of_one_element(model, x):
+    found = bisect(model, x, lambda fast: torch.tensor([[commits(fast) < 4]]), pipeline=pipeline(Planted()))
+    assert found.commit.number == 4
+
+
 def test_a_check_that_asserts(model, x):
     want = model(x)
 
@@ -250,13 +256,27 @@ def test_nothing_to_be_found(model, x):
         bisect(model, x, check)
 
 
+class Unreached(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("what is wrong with the arguments is said before the model is called")
+
+
 def test_arguments(model, x):
-    with pytest.raises(InputError, match="the model itself"):
-        bisect(optimize(model, x, lower="eager", pipeline="simplify"), x)
+    fast, step = optimize(model, x, lower="eager", pipeline="simplify"), transform(model, x, "simplify")
+    for made in (fast, optimize(fast, release=True), step):
+        for function in (bisect, transform):
+            with pytest.raises(InputError, match=f"^{function.__name__} needs the model itself, not a rewritten one; "):
+                function(made, x)
     with pytest.raises(InputError, match="did you mean 'inductor'"):
         bisect(model, x, lower="inducter")
     with pytest.raises(InputError, match="eval"):
         bisect(Net().train(), x)
+    with pytest.raises(InputError, match="check='eq' cannot be called; pass a function that takes the module"):
+        bisect(Unreached().eval(), x, "eq")  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=r"returned a Tensor of shape \[2, 4, 6, 6\], which is neither true nor false; "
+    ):
+        bisect(model, x, lambda fast: fast(x) == 0)
     with pytest.raises(InputError, match="takes the sizes of its example only"):
         bisect(model, x, lambda fast: fast(torch.randn(2, 4, 7, 7)) is None)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import html
 import json
+import pickle
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 import passes
 from passes import FoldBatchNorm
-from rewrite import Fidelity, InputError, PipelineError, Rule, explain, optimize, transform
+from rewrite import Fidelity, InputError, PipelineError, Rule, explain, load, optimize, transform
 from rewrite.ops import Convolution
 from rewrite.pattern import Call, Op, Var
 from rewrite.report import Explanation, Finding
@@ -280,6 +282,74 @@ def test_results_are_explained_by_their_models(blocked: nn.Module):
     text = str(explain(blocked, IMAGE))
     assert str(explain(optimize(blocked, IMAGE, lower="eager"), IMAGE)) == text
     assert str(explain(transform(blocked, IMAGE), IMAGE)) == text
+
+
+def test_results_that_stand_alone_are_not_explained(tmp_path: Path):
+    fast = optimize(scatter(ConvNorm(nn.BatchNorm2d(4))), IMAGE, lower="eager")
+    fast.save(tmp_path / "net")
+    loaded, released = load(tmp_path / "net", lower="eager"), optimize(fast, release=True)
+    for alone in (loaded, released, pickle.loads(pickle.dumps(fast))):
+        with pytest.raises(InputError, match=r"result of ConvNorm stands alone.*; explain the model that it was made"):
+            explain(alone, IMAGE)
+
+
+def test_the_algebra_of_rules_is_no_finding():
+    """The factor's reshape is read twice after the merge, and both readers are the rule's own."""
+
+    class Affine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3)
+            self.scale, self.shift = (nn.Parameter(torch.rand(4, 1, 1) + 1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * self.scale + self.shift
+
+    found = explain(Affine().eval(), IMAGE)
+    assert not found
+    assert "merge-branches" in {rule.rule for rule in found.coverage if rule.matched}
+    assert not any(rule.blocked for rule in found.coverage)
+
+
+class Gated(nn.Module):
+    """A layer that a norm and a gate read, and what its remedies make of it."""
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__()
+        self.conv, self.own, self.norm, self.way = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        normed = self.norm(y)
+        gate = {"": y, "the norm": normed, "a module of its own": self.own(x)}[self.way]
+        return normed + gate.sigmoid()
+
+
+def test_a_layer_that_reaches_a_sum_twice_is_explained_by_what_can_be_followed():
+    [found] = explain(scatter(Gated()), IMAGE)
+    assert (found.rule, found.also) == ("fold-batch-norm-after", ())
+    assert re.fullmatch(
+        r"let sigmoid \(test_explain.py:\d+\) read the value of batch_norm in 'norm', or that of a module of its own",
+        found.remedy,
+    )
+    for way in ("the norm", "a module of its own"):
+        [coverage] = explain(scatter(Gated(way)), IMAGE, "fold-batch-norm-after").coverage
+        assert (coverage.matched, coverage.blocked) == (1, 0)
+
+
+def test_operators_of_python_are_called_by_words():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return self.norm(1 - self.conv(x)), self.norm(self.conv(x)[:, :, 1:]), self.norm(self.conv(x)[:, :, [1, 0]])
+
+    text = str(explain(scatter(Model()), IMAGE, "fold-batch-norm-after"))
+    words = {name for name in ("rsub", "slicing", "indexing") if f"because  {name} stands between" in text}
+    assert words == {"rsub", "slicing", "indexing"}
+    assert "apply the norm before slicing (" in text
 
 
 def test_a_method_can_be_explained():

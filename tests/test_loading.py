@@ -384,6 +384,16 @@ def test_another_model(made: Any, change: str, kind: type[Exception], words: str
         load(made[2], Resized(change).eval())
 
 
+def test_another_number_in_the_model_has_one_remedy(made: Any) -> None:
+    other = copy.deepcopy(made[0])
+    other.stem[1].eps = 0.5
+    with pytest.raises(VerificationError) as raised:
+        load(made[2], other, lower="eager")
+    reason, *remedies = str(raised.value).split("; ")
+    assert "is not what the first call computes: output 0 " in reason
+    assert remedies == ["pass the model that was saved, or optimize this one"]
+
+
 def test_a_model_in_training_mode(made: Any) -> None:
     with pytest.raises(InputError, match=r"call model\.eval\(\) first"):
         load(made[2], net().train())

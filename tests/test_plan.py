@@ -338,6 +338,19 @@ def test_a_plan_beside_what_it_decides_itself(name, value):
         eager(model, x, plan=plan, **{name: value})
 
 
+def test_exclusions_that_are_not_known_here():
+    model, x = golden("MobileOne")
+    plan = eager(model, x, exclude=["depth_skip", "fold-batch-norm"]).plan
+    assert "fold-batch-norm-after" in plan.exclude
+    assert eager(model, x, plan=plan).plan == plan
+    with pytest.raises(
+        PlanError, match="the plan excludes 'depth_skp', which is no pass, rule or module of this model; "
+    ):
+        eager(model, x, plan=replace(plan, exclude=("depth_skp",)))
+    with pytest.raises(PlanError, match="the plan excludes ''"):
+        transform(model, x, plan=replace(plan, exclude=("",)))
+
+
 def test_what_is_no_plan():
     model, x = golden("RepVGG")
     with pytest.raises(InputError, match="plan=3 is no plan"):

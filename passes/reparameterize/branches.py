@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch.fx import Node
 
 from passes import affine
-from passes.obstruction import obstruction
+from passes.obstruction import compute, dtype_name, obstruction
+from passes.reparameterize.behind import behind
 from passes.reparameterize.forms import Branch, Factor, Form, Obstacle, Shift, Tree
 from passes.reparameterize.kernels import Taps
 from rewrite.ops import (
@@ -36,7 +37,7 @@ from rewrite.provenance import called
 from rewrite.rule import Refusal, read_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from rewrite.graph import Graph
 
@@ -51,8 +52,17 @@ def read_tree(graph: Graph, root: Node, axis: int) -> Tree:
     terms, sums = found.flatten() if found is not None else ((Term(1.0, root),), ())
     forms = tuple((term, reader.term(term)) for term in terms)
     inside = {*sums, *(node for _, form in forms if form is not None for node in form.nodes)}
-    obstacles = (*reader.obstacles, *_shared(root, reader.shared, inside))
+    obstacles = _distinct([*reader.obstacles, *_shared(root, reader.shared, inside)])
     return Tree(root, axis, forms, tuple(dict.fromkeys(sums)), obstacles)
+
+
+def _distinct(obstacles: Sequence[Obstacle]) -> tuple[Obstacle, ...]:
+    """One obstacle for each layer: where a layer reaches the sum on several ways, its last one stops all of them."""
+    return tuple(
+        found
+        for i, found in enumerate(obstacles)
+        if not any(set(found.nodes).intersection(other.nodes) for other in obstacles[i + 1 :])
+    )
 
 
 def _shared(root: Node, nodes: Iterable[Node], inside: Collection[Node]) -> Iterator[Obstacle]:
@@ -126,12 +136,13 @@ class _Reader:
     def _note_dtype(self, node: Node) -> None:
         mine, wanted = value(node).dtype, value(self.root).dtype
         if mine != wanted and isinstance(view(node), (Convolution, Linear, AveragePool, BatchNorm)):
-            self.note(Refusal(f"a branch is {mine} and the sum {wanted}", node, f"compute it in {wanted}"), node)
+            reason = f"a branch is {mine} and the sum {wanted}"
+            self.note(Refusal(reason, node, compute(node, dtype_name(self.root))), node)
 
     def _note_between(self, node: Node) -> None:
         found = obstruction(self.graph, node)
         if found is not None:
-            self.note(found.refusal("the sum", "add up"), found.layer.node)
+            self.note(behind(found, self.root), found.layer.node)
 
     def _operator(self, node: Node) -> Form | None:
         found = view(node)

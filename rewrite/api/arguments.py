@@ -11,9 +11,11 @@ from passes.fold_constants import FoldConstants
 from rewrite.errors import InputError, PipelineError, PlanError
 from rewrite.names import nearest
 from rewrite.pipeline import Pass, Pipeline, Step, rules_of
-from rewrite.plan import Plan
+from rewrite.plan import REMEDY, Plan
 from rewrite.recipe import Recipe
+from rewrite.result import OptimizedModule, TransformedModule
 from rewrite.rule import Rule
+from rewrite.trace import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -128,7 +130,7 @@ def recipe_of(
     Raises:
         InputError: a plan beside what it has already.
         PipelineError: an unknown pass or option.
-        PlanError: the plan cannot be read, or names a pass that is not known.
+        PlanError: the plan cannot be read, or names a pass or a module that is not known.
     """
     if plan is None:
         steps = pipeline_of(pipeline, default)
@@ -145,7 +147,22 @@ def recipe_of(
             f"the plan's pipeline '{plan.pipeline}' cannot be run here: {error}; install the plug-in that the step "
             "comes from, for only registered steps can be named by a plan"
         ) from error
+    _check_exclusions(plan, model, steps)
     return Recipe(steps, plan.exclude, plan=plan, **settings)
+
+
+def _check_exclusions(plan: Plan, model: nn.Module, pipeline: Pipeline) -> None:
+    """Check that what a plan excludes is known.
+
+    Raises:
+        PlanError: a name is no pass, rule or module of the model.
+    """
+    rules = {rule.name for step in registered_steps() for rule in rules_of(step)}
+    paths = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
+    known = {*_step_names(pipeline), *rules, *paths}
+    for name in plan.exclude:
+        if name not in known:
+            raise PlanError(f"the plan excludes {name!r}, which is no pass, rule or module of this model; {REMEDY}")
 
 
 def _plan_of(given: Any) -> Plan:
@@ -201,3 +218,13 @@ def require_live(pipeline: Pipeline) -> None:
                 f"'{rule.name}' holds for the present weights only, and transform keeps them trainable; leave it out, "
                 "or use optimize"
             )
+
+
+def require_original(model: nn.Module, function: str) -> None:
+    """Check that a model is not what ``optimize``, ``transform`` or ``load`` made.
+
+    Raises:
+        InputError: it is.
+    """
+    if isinstance(unwrap(model), (OptimizedModule, TransformedModule)):
+        raise InputError(f"{function} needs the model itself, not a rewritten one; pass the module that it was made of")

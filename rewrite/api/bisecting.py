@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from rewrite.api.arguments import call_of, lowering_of, recipe_of
-from rewrite.errors import BisectionError, InputError, PlanError, RewriteError
+from torch import Tensor
+
+from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_original
+from rewrite.errors import BisectionError, InputError, PlanError, RewriteError, reason_of
 from rewrite.events import emit
 from rewrite.halving import first_bad
 from rewrite.listener import Listener
@@ -142,7 +144,9 @@ def bisect(
         example_inputs, example_kwargs, method, pipeline, exclude: as in :func:`optimize`.
         check: takes what :func:`optimize` would return after k rewrites, a module with the model's signature for the
             sizes of the example. It returns whether that is good, or raises AssertionError; one that returns None has
-            asserted all it wanted to. Other exceptions end the bisection. Default: the whole model is verified.
+            asserted all it wanted to. Other exceptions end the bisection. It has to be deterministic: each program is
+            checked once, and of a check that fails by chance the rewrite that is found says nothing. Default: the whole
+            model is verified.
         verify: how each match is checked. With ``"off"`` rewrites are made, too, that verification rejects. Name the
             level that :func:`optimize` had to look at the rewrites that it made.
         lower: what the check runs on, as in :func:`optimize`; ``"inductor"`` compiles once for each run.
@@ -156,8 +160,9 @@ def bisect(
         PipelineError: an unknown pass or option.
         RewriteError: two runs of the pipeline do not make the same rewrites.
     """
-    if isinstance(model, OptimizedModule):
-        raise InputError("bisect needs the model itself, not an optimized one; pass the module that was optimized")
+    require_original(model, "bisect")
+    if check is not None and not callable(check):
+        raise InputError(f"check={check!r} cannot be called; pass a function that takes the module and returns a bool")
     lowering_of(lower)
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, verify=verify)
@@ -181,7 +186,24 @@ def _ask(check: Callable[[nn.Module], Any], module: nn.Module) -> tuple[bool, st
     except AssertionError as error:
         lines = str(error).strip().splitlines()
         return False, lines[0] if lines else "an assertion failed"
-    return answer is None or bool(answer), ""
+    return answer is None or _truth(answer), ""
+
+
+def _truth(answer: Any) -> bool:
+    """What a check says with its answer.
+
+    Raises:
+        InputError: it has none or several truth values, as a comparison of tensors has.
+    """
+    try:
+        return bool(answer)
+    except (RuntimeError, TypeError, ValueError) as error:
+        kind = type(answer).__name__
+        shape = f" of shape {list(answer.shape)}" if isinstance(answer, Tensor) else ""
+        raise InputError(
+            f"check returned a {kind}{shape}, which is neither true nor false; return one truth value, as torch.equal "
+            "and torch.allclose do"
+        ) from error
 
 
 def _module(
@@ -253,7 +275,7 @@ class _Bisector:
         try:
             rewriting = Rewriting.of(self.captured, replace(recipe, listeners=(self.programs,)))
         except PlanError as error:
-            raise _unstable(str(error)) from error
+            raise _unstable(reason_of(error)) from error
         if len(rewriting.commits) != recipe.fuel:
             raise _unstable(f"there are {len(rewriting.commits)} instead of {recipe.fuel}")
         self.programs.know(recipe.fuel, rewriting.graph)

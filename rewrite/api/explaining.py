@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import nn
+
 from rewrite.api.arguments import call_of, exclusions_of, pipeline_of, registered_steps, step_of
 from rewrite.driver import Refused, Rejection, StepRecord
+from rewrite.errors import InputError
 from rewrite.gain import total
 from rewrite.pipeline import Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
@@ -15,8 +18,6 @@ from rewrite.trace import bound, capture, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from torch import nn
 
     from rewrite.graph import Graph
     from rewrite.pipeline import Pass, Step
@@ -43,7 +44,8 @@ def explain(
     in part: its mode is often the reason.
 
     Args:
-        model: a module; of an optimized or transformed one the model that it was made of is explained.
+        model: a module; of an optimized or transformed one the model that it was made of is explained. A result that
+            stands alone, from ``load(path)`` or ``release=True``, has none.
         example_inputs: the argument, or a tuple of the positional arguments (a list is one argument).
         rule: the name of a rule or a pass, or one of these itself: only this one is explained, at the nearer of where
             it stands in the captured program and where it stands after the rest of the pipeline. Default: every exact
@@ -63,7 +65,7 @@ def explain(
         CaptureError: the model cannot be captured as a functional graph.
         PipelineError: an unknown pass or option.
     """
-    model = bound(source_of(unwrap(model)), method)
+    model = bound(_source(unwrap(model)), method)
     steps = pipeline_of(pipeline)
     asked = None if rule is None else step_of(rule, steps)
     if asked is None and pipeline is None:
@@ -75,6 +77,21 @@ def explain(
     ran = steps.steps if asked is None else (asked,)
     records = recipe.apply(captured.graph) if asked is None else [_record(captured.graph, asked, recipe)]
     return explanation_of(name, ran, records, whole, captured.notes, recipe.exclude)
+
+
+def _source(model: nn.Module) -> nn.Module:
+    """The model to explain.
+
+    Raises:
+        InputError: a result that stands alone, and has none.
+    """
+    source = source_of(model)
+    if source is not model and type(source).forward is nn.Module.forward:
+        raise InputError(
+            f"this result of {type(source).__name__} stands alone, loaded without its model or released from it, and "
+            "has no code to explain; explain the model that it was made of"
+        )
+    return source
 
 
 def _others(pipeline: Pipeline) -> tuple[Step, ...]:

@@ -10,7 +10,7 @@ from rewrite.api.arguments import lowering_of, pipeline_of
 from rewrite.artifact import Artifact, refusing, unpacked
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
-from rewrite.errors import CaptureError, InputError, PipelineError, RewriteError, VerificationError
+from rewrite.errors import CaptureError, InputError, PipelineError, RewriteError, VerificationError, reason_of
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, Shapes, from_artifact
 from rewrite.result.modes import neutral
@@ -99,8 +99,8 @@ def _over(
                 )
         except (CaptureError, InputError) as error:
             raise VerificationError(
-                f"{name} is no program of this {type(model).__name__}: {error}; pass the model that was saved, or "
-                "optimize this one"
+                f"{name} is no program of this {type(model).__name__}: {reason_of(error)}; pass the model that was "
+                "saved, or optimize this one"
             ) from error
     return OptimizedModule(model, compile_program, lowering, [*programs, *outdated], shapes=shapes)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from rewrite import compat
-from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live
+from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live, require_original
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
@@ -130,8 +130,7 @@ def transform(
         InputError, CaptureError, PipelineError, PlanError, VerificationError: as in :func:`optimize`.
         PipelineError: also for a rule that holds for the present values of the weights only.
     """
-    if isinstance(model, OptimizedModule):
-        raise InputError("transform needs the model itself, not an optimized one; pass the module that was optimized")
+    require_original(model, "transform")
     wrapper = compat.uncompiled(model)
     if isinstance(wrapper, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(

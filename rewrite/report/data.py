@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rewrite.cost import Counts
-from rewrite.driver import StepRecord
+from rewrite.driver import Commit, Rejection, StepRecord
 from rewrite.errors import InputError
 from rewrite.names import nearest
 from rewrite.report.diff import Diff, diff_of
@@ -21,7 +21,7 @@ from rewrite.verdict import Verdict
 if TYPE_CHECKING:
     import os
 
-    from rewrite.driver import Commit, Refused, Rejection
+    from rewrite.driver import Refused
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +110,8 @@ class Report:
         Raises:
             InputError: there is no such rewrite, or nothing was built that could be compared.
         """
+        if isinstance(rewrite, bool) or not isinstance(rewrite, (int, Commit, Rejection)):
+            raise InputError(f"{rewrite!r} is no rewrite; pass its number in the diff, or one of rejections()")
         text = reproduction(self._made(rewrite) if isinstance(rewrite, int) else rewrite, self.versions)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")

@@ -84,8 +84,8 @@ def _reference(graph: Graph, dtype: torch.dtype) -> Node | None:
     named = [node for node in weights if not str(node.target).startswith(_LITERALS)]
     smallest = min(named or weights, key=lambda node: int(node.meta["val"].numel()), default=None)
     found = smallest or next(iter(nodes), None)
-    if found is not None and found.op == "get_attr":
-        # a literal stands where it is read first
+    if found is not None and str(found.target).startswith(_LITERALS):
+        # it stands where the code wrote it down, which may be behind a reader of the reference
         next(iter(graph.nodes)).prepend(found)
     return found
 

@@ -153,6 +153,8 @@ def _index(reader: Node, node: Node, name: str) -> Fact | None:
         source, positions = reader.args[0], reader.args[1]
         bounds = [size for size, i in zip(value(source).shape, positions, strict=False) if i is node]  # type: ignore[arg-type]
         return _indexes(bounds)
+    if name == "one_hot":
+        return _indexes([size for size in [arguments(reader)["num_classes"]] if size != -1])
     if name not in INDEXED:
         return None
     bound = arguments(reader)

@@ -188,4 +188,4 @@ def test_two_models_in_one_function_keep_equal_names_apart():
 
     x, log = torch.randn(2, 3, 8, 8), Log()
     torch.testing.assert_close(compiled(both)(x), both(x), rtol=1e-4, atol=1e-5)
-    assert log.rewrites().count("fold-batch-norm-after") == 2
+    assert "merge-branches" in log.rewrites()

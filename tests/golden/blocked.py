@@ -89,6 +89,15 @@ class Chain(nn.Module):
         return self.third(x)
 
 
+class Wide(ConvNorm):
+    """What `Half` is with a layer in the norm's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = y.float()
+        return self.norm(y)
+
+
 class Half(nn.Module):
     def __init__(self, mended: bool = False) -> None:
         super().__init__()
@@ -153,10 +162,10 @@ class JoinedParts(nn.Module):
 class Scaled(nn.Module):
     """A layer and a factor, put together by a function."""
 
-    def __init__(self, layer: nn.Module, *shape: int) -> None:
+    def __init__(self, layer: nn.Module, *shape: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.layer = layer
-        self.scale = nn.Parameter(torch.rand(shape, dtype=next(layer.parameters()).dtype) + 0.5)
+        self.scale = nn.Parameter(torch.rand(shape, dtype=dtype or next(layer.parameters()).dtype) + 0.5)
 
 
 class Divided(Scaled):
@@ -222,6 +231,63 @@ class OtherInput(nn.Module):
         return self.a(x) + self.b(y)
 
 
+class Sliced(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(x)[..., ::2, ::2]
+        return self.a(x) + y
+
+
+class Cropped(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(x)[..., :6, :5]
+        return self.a(x) + y
+
+
+class Padded(Two):
+    """The same values as those of `Cropped`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.pad(x, [1, 0, 1, 0]))
+        return self.a(x) + y
+
+
+class Pooled(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.max_pool2d(self.b(x), 2)
+        return self.a(x) + y
+
+
+class PooledSum(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return F.max_pool2d(y, 2)
+
+
+class HalfBranch(Two):
+    """One branch in bfloat16, a rectifier behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x.bfloat16()).float()
+        return y.relu() + self.b(x)
+
+
+class RectifiedSum(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return y.relu()
+
+
+class HalfScaled(Scaled):
+    """A factor in the layer's dtype, or behind a conversion in a wider one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x.bfloat16())
+        if self.scale.dtype == y.dtype:
+            return (y * self.scale).float()
+        y = y.float()
+        return y * self.scale
+
+
 class Copies(nn.Module):
     def __init__(self, mended: bool = False) -> None:
         super().__init__()
@@ -278,6 +344,16 @@ CASES: dict[str, Case] = {
         AFTER, Half, lambda: Half(mended=True),
         "a conversion from bfloat16 to float32 stands between", "apply the norm before float", "y.float()",
     ),
+    "layer_in_half": Case(
+        AFTER, Half, lambda: Wide(nn.BatchNorm2d(4)),
+        "a conversion from bfloat16 to float32 stands between", "or compute conv2d in 'conv' in float32, weights and",
+        "y.float()",
+    ),
+    "norm_of_fewer_channels": Case(
+        AFTER, lambda: Chain(conv(3), nn.PixelShuffle(2), nn.BatchNorm2d(1)),
+        lambda: Chain(conv(3), nn.BatchNorm2d(4), nn.PixelShuffle(2)),
+        "pixel_shuffle stands between", "apply the norm, over 4 channels, before pixel_shuffle", "self.second(x)",
+    ),
     "features_last": Case(
         AFTER, Tokens, lambda: Tokens(mended=True),
         "dimension 1 of 3, are not those of the layer", "transpose between the two", "self.linear(x)", ((3, 4, 6),),
@@ -316,6 +392,11 @@ CASES: dict[str, Case] = {
     "factor_from_input": Case(
         SCALE, lambda: GivenScale(conv(3), 4, 1, 1), lambda: OwnScale(conv(3), 4, 1, 1),
         "the factor depends on the input", "not from input 'scale'", "", ((2, 4, 6, 5), (4, 1, 1)),
+    ),
+    "factor_behind_cast": Case(
+        SCALE, lambda: HalfScaled(conv(3).bfloat16(), 4, 1, 1, dtype=torch.float32),
+        lambda: HalfScaled(conv(3).bfloat16(), 4, 1, 1),
+        "a conversion from bfloat16 to float32", "apply the factor, in bfloat16, before float", "y.float()",
     ),
     "complex_layer": Case(
         SCALE, lambda: Multiplied(nn.Linear(5, 4, dtype=torch.complex64), 4), lambda: Multiplied(nn.Linear(5, 4), 4),
@@ -358,6 +439,33 @@ CASES: dict[str, Case] = {
     "branch_behind_activation": Case(
         MERGE, Rectified, lambda: Rectified(mended=True),
         "relu stands between the layer and the sum", "add up before relu", "self.b(x).relu()",
+    ),
+    "sliced_branch": Case(
+        MERGE, lambda: Sliced(conv(3, padding=1, stride=2), conv(1)),
+        lambda: Two(conv(3, padding=1, stride=2), conv(1, stride=2)),
+        "slicing stands between the layer and the sum", "build conv2d in 'b' with stride=(2, 2) instead of slicing",
+        "self.b(x)[..., ::2, ::2]",
+    ),
+    "sliced_branch_padded_by_name": Case(
+        MERGE, lambda: Sliced(conv(1, stride=2), conv(3, padding="same")),
+        lambda: Two(conv(1, stride=2), conv(3, stride=2, padding=1)),
+        "slicing stands between", "with stride=(2, 2) and padding=(1, 1) instead", "self.b(x)[..., ::2, ::2]",
+    ),
+    "cropped_branch": Case(
+        MERGE, lambda: Cropped(conv(3, padding=1), conv(2, padding=1)),
+        lambda: Padded(conv(3, padding=1), conv(2)),
+        "slicing stands between", "conv2d in 'b' with padding=0 behind F.pad(input, [1, 0, 1, 0]) instead of slicing",
+        "self.b(x)[..., :6, :5]",
+    ),
+    "pooled_branch": Case(
+        MERGE, lambda: Pooled(conv(2, stride=2), conv(1)), lambda: PooledSum(conv(3, padding=1), conv(1)),
+        "max_pool2d stands between", "with all branches in one shape", "F.max_pool2d(", ((2, 4, 6, 4),),
+    ),
+    "branch_in_half": Case(
+        MERGE, lambda: HalfBranch(conv(3, padding=1).bfloat16(), conv(1)),
+        lambda: RectifiedSum(conv(3, padding=1), conv(1)),
+        "a conversion from bfloat16 to float32 stands between the layer and the sum",
+        "compute conv2d in 'a' in float32, weights and input, and add up before relu", ".float()",
     ),
     "other_input": Case(
         MERGE, OtherInput, lambda: OtherInput(mended=True),

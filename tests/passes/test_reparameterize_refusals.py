@@ -175,7 +175,8 @@ NEAR: dict[str, tuple[Callable[..., Tensor], str, str]] = {
     ),
     "other dtype": (
         lambda self, x: self.a(x).double() + self.b(x),
-        "a conversion from float32 to float64 stands between the layer and the sum", "add up before double",
+        "a conversion from float32 to float64 stands between the layer and the sum",
+        "compute conv2d in 'a' in float64, weights and input; compute conv2d in 'b' in float64",
     ),
     "rectified norm": (
         lambda self, x: self.norm(self.a(x)).relu() + self.b(x).relu(),
@@ -202,7 +203,7 @@ def test_a_branch_of_another_dtype_is_a_miss():
     model = Block(forward, a=conv(4, 4, 3, padding=1), b=conv(4, 4, 1).bfloat16())
     [found] = misses(model, torch.randn(IMAGE))
     assert found.reason == "a branch is torch.bfloat16 and the sum torch.float32"
-    assert found.remedy == "compute it in torch.float32"
+    assert found.remedy == "compute conv2d in 'b' in float32, weights and input"
 
 
 def test_every_branch_that_is_in_the_way_has_its_remedy():
@@ -214,6 +215,65 @@ def test_every_branch_that_is_in_the_way_has_its_remedy():
         "write conv_transpose2d in 'parts.2' as a plain convolution, with its kernel flipped"
     )
     assert len(found.matched) == 9
+
+
+def test_branches_of_one_shape_before_the_culprit_share_a_remedy():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.a(x), 2) + F.max_pool2d(self.b(x), 2)
+
+    model = Block(forward, a=conv(4, 4, 3, padding=1), b=conv(4, 4, 1))
+    [found] = misses(model, torch.randn(IMAGE))
+    assert found.remedy.startswith("add up before max_pool2d (test_reparameterize_refusals.py:")
+    assert found.remedy.endswith("), with all branches in one shape")
+    assert found.remedy.count("add up") == 1
+
+    def mended(self: Block, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.a(x) + self.b(x), 2)
+
+    merged(Block(mended, a=conv(4, 4, 3, padding=1), b=conv(4, 4, 1)), torch.randn(IMAGE))
+
+
+def test_a_reader_within_the_sum_cannot_read_the_sum():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return y + y.sigmoid() + self.b(x)
+
+    parts = {"a": conv(4, 4, 3, padding=1), "b": conv(4, 4, 1), "own": conv(4, 4, 3, padding=1)}
+    found = misses(Block(forward, **parts), torch.randn(IMAGE))
+    assert {refused.reason for refused in found} == {"conv2d in 'a' is also read elsewhere"}
+    for refused in found:
+        assert refused.remedy.startswith("let sigmoid (")
+        assert refused.remedy.endswith(") read the value of a module of its own")
+
+    def mended(self: Block, x: Tensor) -> Tensor:
+        return self.a(x) + self.own(x).sigmoid() + self.b(x)
+
+    result = rewrite(scatter(Block(mended, **parts)), Reparameterize(), torch.randn(IMAGE))
+    assert [commit.rule for commit in result.record.commits] == ["merge-branches"]
+    assert len(result.layers) == 2
+
+
+def test_a_pool_that_the_sum_reads_again_has_no_remedy():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        y = F.avg_pool2d(x, 3, 1, 1)
+        return y + y.sigmoid() + self.a(x)
+
+    found = misses(Block(forward, a=conv(4, 4, 3, padding=1)), torch.randn(IMAGE))
+    assert {(refused.reason.partition(" (")[0], refused.remedy) for refused in found} == {("avg_pool2d", "")}
+
+
+def test_one_layer_on_two_ways_to_the_sum_is_no_miss():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.norm(y) + y.sigmoid()
+
+    assert not misses(Block(forward, a=conv(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)), torch.randn(IMAGE))
+
+    def twice(self: Block, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return y.tanh() + y.sigmoid()
+
+    assert not misses(Block(twice, a=conv(4, 4, 3, padding=1)), torch.randn(IMAGE))
 
 
 def test_a_training_norm_of_another_input_is_no_miss():

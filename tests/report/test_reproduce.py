@@ -145,6 +145,18 @@ def test_whole_numbers_of_a_table_are_kept_and_indices_drawn_inside_their_bounds
     assert 'x0 = draw("index", (300,), torch.int64, 5)' in scripts[1]
 
 
+def test_classes_are_drawn_inside_their_number(tmp_path):
+    program = Program()
+    x = program.input(torch.randint(0, 3, (300,)))
+    few = program(aten.one_hot.default, x, 3)
+    many = program(aten.one_hot.default, program(aten.abs.default, x), 5)
+    rule = replacing(aten.one_hot.default, lambda g, node, *args: g(aten.one_hot.default, *args))
+    scripts = list(scripts_of(tried(program.graph(few, many), rule), each=True).values())
+    assert 'x0 = draw("index", (300,), torch.int64, 3)' in scripts[0]
+    assert 'draw("index", (300,), torch.int64, 5)' in scripts[1]
+    assert [code for code, _ in run_all(tmp_path, scripts)] == [0, 0]
+
+
 def test_values_with_names_that_mean_something(tmp_path):
     program = Program()
     x = program.input(torch.randn(3))
@@ -341,6 +353,14 @@ def test_no_such_rewrite():
         report_by_hand().reproduce(4)
     with pytest.raises(InputError, match="no rewrite was made"):
         report_by_hand(records=[]).reproduce(1)
+
+
+@pytest.mark.parametrize("given", ["1", None, True, 1.0], ids=repr)
+def test_what_is_no_rewrite(given: Any):
+    with pytest.raises(
+        InputError, match=f"^{given!r} is no rewrite; pass its number in the diff, or one of rejections"
+    ):
+        report_by_hand().reproduce(given)
 
 
 def test_nothing_to_compare():

@@ -57,6 +57,14 @@ def test_an_index_is_below_the_smallest_size_that_it_indexes():
     assert found["input0"] == Fact(Role.INDEX, bound=5)
 
 
+def test_a_class_is_below_their_number():
+    p = Program()
+    few, many = (p.input(torch.zeros(2, dtype=torch.int64)) for _ in range(2))
+    found = known(p.graph(p(aten.one_hot.default, many, 7), p(aten.one_hot.default, few, 3)))
+    assert found["input1"] == Fact(Role.INDEX, bound=7)
+    assert found["input0"] == Fact(Role.INDEX, bound=3)
+
+
 def test_what_the_replacement_asks_counts_only_for_what_it_alone_reads():
     p = Program()
     x, var = p.input(torch.randn(2, 6)), p.weight(torch.rand(6))
