@@ -16,8 +16,9 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "cpp_compiler",
     "data_dependent_errors",
     "device_kinds",
+    "dispatched",
     "dynamo_requests",
     "dynamo_source",
     "fake_mode_of",
@@ -59,9 +61,14 @@ __all__ = [
     "is_static_by_default",
     "is_subclass",
     "is_transforming",
+    "is_tree_class",
+    "is_unbacked",
+    "leaf_spec",
     "on_optimizer_step",
     "pytree_codegen",
     "python_dispatcher",
+    "registered_class",
+    "registered_name",
     "statically_known_true",
     "signature_trees",
     "specialize_floats",
@@ -69,8 +76,6 @@ __all__ = [
     "tree_flatten",
     "tree_map",
     "tree_unflatten",
-    "treespec_dumps",
-    "treespec_loads",
     "uncompiled",
     "unlift",
     "unrecorded",
@@ -79,6 +84,36 @@ __all__ = [
     "without_partial_graphs",
     "watch_autograd_functions",
 ]
+
+
+def leaf_spec() -> TreeSpec:
+    """The structure of a value that is no container."""
+    return tree_flatten(0)[1]
+
+
+def registered_class(name: str) -> Any:
+    """The class that torch has for trees under a name for files, or None; nothing is imported for it."""
+    return None if name == _pytree.NO_SERIALIZED_TYPE_NAME_FOUND else _pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
+
+
+def registered_name(kind: Any) -> str | None:
+    """The name of such a class for files, None for one that has none."""
+    found = _pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
+    name = None if found is None else found.serialized_type_name
+    return None if name == _pytree.NO_SERIALIZED_TYPE_NAME_FOUND else name
+
+
+def is_tree_class(kind: Any) -> bool:
+    """Whether torch takes values of a class apart."""
+    return kind in _pytree.SUPPORTED_NODES
+
+
+def dispatched(library: str, name: str, overload: str) -> torch._ops.OpOverload | None:
+    """An operator of the dispatcher, or None: ``torch.ops`` has those of TorchScript too, which print and save."""
+    if not torch._C._dispatch_has_kernel(f"{library}::{name}{'' if overload == 'default' else f'.{overload}'}"):
+        return None
+    found = getattr(getattr(getattr(torch.ops, library), name), overload)
+    return found if isinstance(found, torch._ops.OpOverload) else None
 
 
 def pytree_codegen(argument_names: Sequence[str], in_spec: TreeSpec, out_spec: TreeSpec | None) -> CodeGen:
@@ -117,6 +152,11 @@ def symbolic_mode(hints: Mapping[str, int]) -> tuple[FakeTensorMode, dict[str, t
 def hint(size: torch.SymInt) -> int:
     """The number that a symbolic size has in the example that it was traced with."""
     return int(size.node.hint)
+
+
+def is_unbacked(size: torch.SymInt) -> bool:
+    """Whether a number depends on the values of tensors, so that there is none for the example."""
+    return size.node.hint is None
 
 
 def on_optimizer_step(hook: Callable[..., None]) -> torch.utils.hooks.RemovableHandle:

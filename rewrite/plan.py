@@ -119,7 +119,7 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON ({error}); {_REMEDY_TEXT}") from None
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import random
 import subprocess
 import sys
 import zipfile
@@ -272,6 +273,18 @@ def test_complex_and_integer_weights(tmp_path: Path) -> None:
     assert {str(tensor.dtype) for tensor in found.state_dict().values()} >= {"torch.complex64", "torch.int64"}
 
 
+def test_numbers_that_depend_on_values(tmp_path: Path) -> None:
+    class Total(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            n = x.sum().to(torch.int64).item()
+            return x + n * 2 + (n + 1) // 3, x.shape[0] * 3
+
+    x = torch.ones(4, 4)
+    found = saved(eager(Total().eval(), x), tmp_path / "net")
+    assert torch.equal(found(x)[0], x + 37)
+    assert found(torch.ones(5, 4))[1] == 15
+
+
 def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -317,8 +330,11 @@ def test_a_method_is_loaded_as_one(tmp_path: Path) -> None:
     model, x = net(), image()
     fast = eager(model, x, method="forward_features")
     fast.save(tmp_path / "net")
-    assert torch.equal(load(tmp_path / "net", model, lower="eager")(x), fast(x))
+    found = load(tmp_path / "net", model, method="forward_features", lower="eager")
+    assert torch.equal(found(x), fast(x))
     assert torch.equal(load(tmp_path / "net", lower="eager")(x), fast(x))
+    with pytest.raises(InputError, match=r"method=None is not what .* pass method='forward_features' if that is meant"):
+        load(tmp_path / "net", model)
 
 
 def test_other_sizes_are_made_as_the_saved_ones_were(tmp_path: Path) -> None:
@@ -357,9 +373,9 @@ class Resized(nn.Module):
         (
             "shape",
             ArtifactError,
-            r"'fc.weight' is float32\[6, 8\] in the model and float32\[5, 8\] in the saved program",
+            r"'fc.(weight|bias)' is float32\[6(, 8)?\] in the model and float32\[5(, 8)?\] in the saved program",
         ),
-        ("name", ArtifactError, r"'fc.weight' is nothing in the model and float32\[5, 8\]"),
+        ("name", ArtifactError, r"'fc.(weight|bias)' is nothing in the model and float32\[5"),
         ("forward", VerificationError, r"is no program of this Resized: .*; pass the model that was saved"),
     ],
 )
@@ -446,6 +462,133 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "missing")
+
+
+def programs_of(path: Path) -> Any:
+    return json.loads(unpacked(path.read_bytes(), "it")["programs.json"])
+
+
+def written(path: Path, original: Path, member: str, data: Any) -> Path:
+    """A copy of a file with another member: bytes, or data for JSON."""
+    text = data if isinstance(data, bytes) else json.dumps(data).encode()
+    path.write_bytes(packed({**unpacked(original.read_bytes(), "it"), member: text}, {}))
+    return path
+
+
+FIELDS: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "model with NUL": (("model",), "a\0b"),
+    "model of a number": (("model",), 3),
+    "no programs": (("programs",), []),
+    "level": (("settings", "verify"), 3),
+    "weight of every module": (("weights", "__class__.forward"), None),
+    "no sample": (("programs", 0, "sample"), []),
+    "other sample": (("programs", 0, "sample"), [3]),
+    "no outputs": (("programs", 0, "outputs"), []),
+    "device": (("programs", 0, "graphs", "graphs", "captured", "nodes", 0, "value", "tensor", "device"), "x"),
+    "graph": (("programs", 0, "graphs", "graphs", "rewritten"), None),
+}
+
+
+OF_THE_MODEL = ("level", "no sample", "other sample", "device", "graph")
+"""Of the fields, those that are read over a model too."""
+
+
+@pytest.mark.parametrize(("name", "over"), [(name, False) for name in FIELDS] + [(name, True) for name in OF_THE_MODEL])
+def test_a_field_of_another_kind(made: Any, tmp_path: Path, name: str, over: bool) -> None:
+    *path, key = FIELDS[name][0]
+    data = programs_of(made[2])
+    target = data
+    for each in path:
+        target = target[each]
+    target[key] = FIELDS[name][1]
+    file = written(tmp_path / "net", made[2], "programs.json", data)
+    with pytest.raises((ArtifactError, VerificationError)):
+        load(file, net() if over else None, lower="eager")
+
+
+@pytest.mark.parametrize("member", ["programs.json", "plan.json", "report.json", "weights.safetensors"])
+def test_members_that_are_something_else(made: Any, tmp_path: Path, member: str) -> None:
+    for data in (b"", b"[" * 100_000, b"\xff\xfe", b"1" * 5000, b"null", b"[]", b"{}", b"[[]]"):
+        with pytest.raises(ArtifactError):
+            load(written(tmp_path / "net", made[2], member, data))
+
+
+def test_members_that_are_missing_or_too_many(made: Any, tmp_path: Path) -> None:
+    members = unpacked(made[2].read_bytes(), "it")
+    for changed in ({**members, "more.json": b""}, {key: each for key, each in members.items() if key != "plan.json"}):
+        (tmp_path / "net").write_bytes(packed(changed, {}))
+        with pytest.raises(ArtifactError, match="the archive holds"):
+            load(tmp_path / "net")
+
+
+def test_attributes_of_the_file_replace_nothing_of_a_module(made: Any, tmp_path: Path) -> None:
+    data = programs_of(made[2])
+    data["attributes"] |= {"_parameters": 3, "training": True, "forward": 4, "__class__": 5, "eval": None}
+    found = load(written(tmp_path / "net", made[2], "programs.json", data), lower="eager")
+    assert (found.num_classes, found.training) == (5, False)
+    assert torch.equal(found.eval()(image()), made[1](image()))
+
+
+def test_a_file_does_not_choose_what_of_the_model_is_called(made: Any, tmp_path: Path) -> None:
+    class Logs(type(made[0])):  # type: ignore[misc]
+        def log(self, *args: Any) -> Any:
+            raise AssertionError
+
+    data = programs_of(made[2])
+    data["settings"]["method"] = "log"
+    model = Logs().eval()
+    with pytest.raises(InputError, match="method=None is not what"):
+        load(written(tmp_path / "net", made[2], "programs.json", data), model, lower="eager")
+
+
+def test_an_allocation_that_no_machine_can_make(made: Any, tmp_path: Path) -> None:
+    data = programs_of(made[2])
+    data["programs"][0]["graphs"]["graphs"]["rewritten"]["nodes"].append({
+        "kind": "call", "name": "huge", "target": "aten.empty.memory_format", "args": [[1 << 50]], "kwargs": {},
+        "type": f"float32[{1 << 50}]",
+    })  # fmt: skip
+    path = written(tmp_path / "net", made[2], "programs.json", data)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load(path, lower="eager")
+    with pytest.raises(RewriteError):
+        load(path, net(), lower="eager")
+
+
+VALUES: list[Any] = [
+    None, -1, 0, 1.5, True, 1 << 63, "", "x", "s0", "a'b\n", [], [[]], {}, [0], {"node": "no"}, {"tuple": [1]},
+    {"device": "meta"}, "meta", "float16", "complex64", "__class__", "operator.pow", "aten.unbind.int", [10**6, 10**6],
+]  # fmt: skip
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> Any:
+    """The paths of all items of JSON."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@pytest.mark.parametrize("member", ["programs.json", "report.json", "plan.json"])
+def test_any_damage_is_an_artifact_error_or_none(made: Any, tmp_path: Path, member: str) -> None:
+    draw = random.Random(member)
+    original = json.loads(unpacked(made[2].read_bytes(), "it")[member])
+    for _ in range(60 if member == "programs.json" else 20):
+        data = copy.deepcopy(original)
+        *path, key = draw.choice(list(places(data)))
+        target = data
+        for each in path:
+            target = target[each]
+        if draw.random() < 0.2:
+            del target[key]
+        else:
+            target[key] = copy.deepcopy(draw.choice(VALUES))
+        file = written(tmp_path / "net", made[2], member, data)
+        try:
+            load(file, lower="eager")
+        except (ArtifactError, VerificationError):
+            continue
+        except BaseException as error:
+            raise AssertionError(f"{(*path, key)} became {target}") from error
 
 
 def test_a_truncated_file(made: Any, tmp_path: Path) -> None:

@@ -372,6 +372,7 @@ class Edit:
 
 TEXTS = {
     "no JSON": Edit(lambda data: "{", "the plan is not JSON"),
+    "too deep": Edit(lambda data: "[" * 100_000, "the plan is not JSON"),
     "no object": Edit(lambda data: "[1]", "has the format None, and this version reads format 1"),
     "another format": Edit(lambda data: {**data, "format": 2}, "has the format 2, and this version reads format 1"),
     "no pipeline": Edit(lambda data: {k: v for k, v in data.items() if k != "pipeline"}, "has None for 'pipeline'"),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import lowering_of, pipeline_of
-from rewrite.artifact import Artifact, unpacked
+from rewrite.artifact import Artifact, refusing, unpacked
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
-from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError, reason_of
+from rewrite.errors import CaptureError, InputError, PipelineError, RewriteError, VerificationError, reason_of
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, Shapes, from_artifact
 from rewrite.result.modes import neutral
@@ -32,6 +32,7 @@ def load(
     path: str | os.PathLike[str],
     model: nn.Module | None = None,
     *,
+    method: str | None = None,
     lower: Literal["inductor", "eager"] | None = None,
     any_torch: bool = False,
     on_new_shape: Policy = "compile",
@@ -44,9 +45,14 @@ def load(
     With ``model`` the result is over the model's own weights, which it follows as that of :func:`optimize` does; calls
     that were not saved are captured. Each program is compared with the model on the saved sample.
 
+    Nothing is imported for a file, and no code of it runs: it names operators of torch that compute, and of the model
+    only ``forward`` is called, or what ``method`` names. How much time and memory they need is up to the file. What
+    ``report.reproduce`` writes is text of the file: to run that script is to run code of the file.
+
     Args:
         path: the file.
         model: the model that was saved, or one of the same architecture and dtype, in evaluation mode; not changed.
+        method: with ``model``, the method that was saved, as in :func:`optimize`.
         lower: as in :func:`optimize`.
         any_torch: take a file that was saved with another torch.
         on_new_shape: as in :func:`optimize`; here the first call, or ``result.warmup(...)``, decides what is not new.
@@ -59,10 +65,15 @@ def load(
     """
     lowering, shapes = lowering_of(lower), Shapes(on_new_shape)
     name = f"'{os.fspath(path)}'"
-    artifact = Artifact.of(unpacked(Path(path).read_bytes(), name, any_torch))
-    if model is None:
-        return from_artifact(artifact, lowering, name, shapes=shapes)
-    return _over(bound(unwrap(model), artifact.settings.method), artifact, lowering, name, shapes)
+    data = Path(path).read_bytes()
+    with refusing(f"{name} cannot be read", VerificationError):
+        artifact = Artifact.of(unpacked(data, name, any_torch))
+        if model is None:
+            return from_artifact(artifact, lowering, name, shapes=shapes)
+    saved = artifact.settings.method
+    if (method or "forward") != (saved or "forward"):  # a file is not to choose what of the model is called
+        raise InputError(f"method={method!r} is not what {name} was saved of; pass method={saved!r} if that is meant")
+    return _over(bound(unwrap(model), method), artifact, lowering, name, shapes)
 
 
 def _over(
@@ -71,16 +82,18 @@ def _over(
     """A result over a model's own weights."""
     check_model(model, training=False)
     note = f"loaded from {name}: its matches were verified when it was made, the whole model again"
-    compile_program = _compiler(model, artifact.settings)
+    with refusing(f"{name} cannot be read"):
+        compile_program = _compiler(model, artifact.settings)
     programs, outdated = [], []
     for stored in artifact.programs:
-        args, kwargs = stored.example(_device(model))
+        with refusing(f"{name} cannot be read"):
+            args, kwargs = stored.example(_device(model))
         if stored.value_rules:  # which held for the weights that the model had then
             with neutral():
                 outdated.append(compile_program(args, kwargs))
             continue
         try:
-            with neutral():
+            with neutral(), refusing(f"{name} cannot be read", RewriteError):
                 programs.append(
                     revive(model, stored, args, kwargs, settings=artifact.settings, phase="loading", note=note)
                 )

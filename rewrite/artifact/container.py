@@ -11,13 +11,14 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewrite.artifact.boundary import refusing
 from rewrite.errors import ArtifactError
 from rewrite.versions import __version__, versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FORMAT = 1
+FORMAT = 2
 """Grows with every change that makes older versions of this project misread a file."""
 
 _KIND = "torch-rewrite"
@@ -53,23 +54,27 @@ def unpacked(data: bytes, name: str, any_torch: bool = False) -> dict[str, bytes
     Raises:
         ArtifactError: something else, a damaged archive, or one of another format or torch.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = archive.namelist()
-            if _MANIFEST not in names:
-                raise ArtifactError(f"{name} is a zip archive, but nothing that torch-rewrite saved")
-            manifest = json.loads(archive.read(_MANIFEST))
-            _check_manifest(manifest, name, any_torch)
-            sums: dict[str, str] = manifest["sha256"]
-            members = {member: archive.read(member) for member in sums}
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, NotImplementedError) as error:
-        if not data.startswith(b"PK"):
-            raise ArtifactError(f"{name} is nothing that torch-rewrite saved") from None
-        raise ArtifactError(f"{name} is truncated or damaged ({error}); save it again") from error
-    for member, content in members.items():
-        if hashlib.sha256(content).hexdigest() != sums[member]:
-            raise ArtifactError(f"{name} is damaged: '{member}' does not have its checksum; save it again")
-    return members
+    if not data.startswith(b"PK"):
+        raise ArtifactError(f"{name} is nothing that torch-rewrite saved")
+    with refusing(f"{name} is truncated or damaged"), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        if _MANIFEST not in archive.namelist():
+            raise ArtifactError(f"{name} is a zip archive, but nothing that torch-rewrite saved")
+        # so no more is read than there is
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+            sum(entry.file_size for entry in entries) > len(data)
+        ):
+            raise ArtifactError(f"{name} is an archive with compression, and nothing that torch-rewrite saved")
+        members = {entry.filename: archive.read(entry) for entry in entries}
+        manifest = json.loads(members.pop(_MANIFEST))
+        _check_manifest(manifest, name, any_torch)
+        sums = manifest["sha256"]
+        if sums.keys() != members.keys():
+            raise ArtifactError(f"{name} is damaged: it holds {sorted(members)}, and not {sorted(sums)}; save it again")
+        for member, content in members.items():
+            if hashlib.sha256(content).hexdigest() != sums[member]:
+                raise ArtifactError(f"{name} is damaged: '{member}' does not have its checksum; save it again")
+        return members
 
 
 def _check_manifest(manifest: Mapping[str, Any], name: str, any_torch: bool) -> None:
@@ -91,15 +96,22 @@ def _check_manifest(manifest: Mapping[str, Any], name: str, any_torch: bool) -> 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file at once: whoever reads it meanwhile, or after a crash, sees the old one or the new one.
 
+    Args:
+        path: the file; the target of a link is written, and the link stays.
+        data: what it is to hold.
+
     Raises:
         OSError: the directory does not exist or cannot be written to.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    real = Path(os.path.realpath(path))
+    temporary = real.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, real)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rewrite import compat
+from rewrite.artifact.boundary import refusing
 from rewrite.artifact.literals import decode, encode
-from rewrite.artifact.names import DAMAGED
+from rewrite.artifact.names import DAMAGED, is_attribute, weight_name
 from rewrite.artifact.tensors import pack, unpack
 from rewrite.artifact.trees import tree_of
 from rewrite.artifact.writing import graphs_data
-from rewrite.errors import ArtifactError, InputError, PlanError
+from rewrite.errors import ArtifactError
 from rewrite.plan import Plan
 from rewrite.recipe import Settings
 from rewrite.report import Report
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from rewrite.graph import Graph
+
+_MEMBERS = {"programs.json", "plan.json", "report.json", "weights.safetensors", "samples.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,15 @@ class Artifact:
         Raises:
             ArtifactError: a member is missing or malformed.
         """
-        try:
+        with refusing("the file is not as this version writes it"):
+            if members.keys() != _MEMBERS:
+                raise ArtifactError(f"the archive holds {sorted(members)} instead of {sorted(_MEMBERS)}; {DAMAGED}")
             data = json.loads(members["programs.json"])
             tensors = unpack(members["weights.safetensors"], data["weights"])
             samples = unpack(members["samples.safetensors"], data["samples"])
             reports = [Report.from_dict(report) for report in json.loads(members["report.json"])]
-            plans = [plan and Plan.from_json(json.dumps(plan)) for plan in json.loads(members["plan.json"])]
+            texts = [None if plan is None else json.dumps(plan) for plan in json.loads(members["plan.json"])]
+            plans = [None if text is None else Plan.from_json(text) for text in texts]
             programs = tuple(
                 StoredProgram(
                     each["graphs"],
@@ -174,17 +180,17 @@ class Artifact:
                 )
                 for i, (each, report, plan) in enumerate(zip(data["programs"], reports, plans, strict=True))
             )
+            if not programs:
+                raise ArtifactError(f"the file holds no program; {DAMAGED}")
             # what is malformed is found here, and not where it is used
-            _ = [(stored.weights, stored.devices) for stored in programs]
+            _ = [(stored.weights, stored.devices, stored.sample and stored.takes) for stored in programs]
             return cls(
                 data["model"],
                 restored(Settings, data["settings"]),
                 programs,
-                tensors,
-                {key: decode(value, _no_node) for key, value in data["attributes"].items()},
+                {weight_name(name): tensor for name, tensor in tensors.items()},
+                {key: decode(value, _no_node) for key, value in data["attributes"].items() if is_attribute(key)},
             )
-        except (KeyError, TypeError, ValueError, AttributeError, InputError, PlanError) as error:
-            raise ArtifactError(f"the file is not as this version writes it ({error!r}); save it again") from error
 
 
 def stored_graphs(captured: Graph, rewritten: Graph) -> dict[str, Any]:

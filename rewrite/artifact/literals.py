@@ -93,7 +93,8 @@ def torch_name(name: Any, kind: type[Any]) -> Any:
     Raises:
         ArtifactError: it has none.
     """
-    found = getattr(torch, name, None) if isinstance(name, str) else None
+    # getattr would import the modules that torch imports late
+    found = vars(torch).get(name) if isinstance(name, str) else None
     if not isinstance(found, kind):
         raise ArtifactError(
             f"this torch has no {kind.__name__} '{name}'; load the file with the torch that it was saved with"

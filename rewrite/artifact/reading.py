@@ -5,26 +5,28 @@ Their shapes and dtypes have to be those that the file says: with another torch,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
+from torch.fx import Node
 
 from rewrite.artifact import operators
+from rewrite.artifact.boundary import refusing
 from rewrite.artifact.literals import decode
 from rewrite.artifact.names import DAMAGED, identifier, weight_name
 from rewrite.artifact.trees import tree_of
 from rewrite.artifact.values import Scope
-from rewrite.errors import ArtifactError, GraphError
+from rewrite.errors import ArtifactError
 from rewrite.graph import Graph, Mutation, Signature, fake_call, is_mutating
 from rewrite.provenance import KEY, Origin
+from rewrite.report.json import restored
 from rewrite.weights import WeightProgram
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-
-    import torch
-    from torch.fx import Node
 
 _OPS = {"input": "placeholder", "weight": "get_attr"}
 
@@ -47,14 +49,14 @@ def graphs_of(
     Raises:
         ArtifactError: the data is malformed, or operators here give other shapes or dtypes.
     """
-    try:
+    with refusing("the file holds no valid program"):
         scope = Scope.made(data["symbols"], device)
         reader = _Reader(scope, data["places"], data["origins"], dtypes or {}, frozenset(kept))
-        return {name: reader.graph(each) for name, each in data["graphs"].items()}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, GraphError) as error:
-        raise ArtifactError(
-            f"the file holds no valid program ({type(error).__name__}: {error}); save it again"
-        ) from error
+        graphs = {name: reader.graph(each) for name, each in data["graphs"].items()}
+        signature = next(iter(graphs.values())).signature
+        if any(graph.signature != signature for graph in graphs.values()):
+            raise ArtifactError(f"the graphs {list(graphs)} are of different calls; {DAMAGED}")
+        return graphs
 
 
 @dataclass
@@ -67,25 +69,22 @@ class _Reader:
     known: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._metas = [_place_meta(*place) for place in self.places]
-        self._made = [Origin(rule, match, tuple(nodes), algebra) for rule, match, nodes, algebra in self.origins]
+        self._metas = dict(enumerate(_place_meta(*place) for place in self.places))
+        keys = [spec.name for spec in fields(Origin)]
+        made = (restored(Origin, dict(zip(keys, origin, strict=True))) for origin in self.origins)
+        self._made = dict(enumerate(made))
 
     def graph(self, data: Mapping[str, Any]) -> Graph:
         nodes, named = self._nodes(data["nodes"])
         nodes.output(tuple(decode(data["outputs"], named.__getitem__, self.scope.device)))
-        given = data["signature"]
-        signature = Signature(
-            tree_of(given["in"]),
-            tree_of(given["out"]),
-            tuple(map(identifier, given["arguments"])),
-            given["outputs"],
-            tuple(Mutation(kind, target) for kind, target in given["mutations"]),
-        )
+        signature = _signature(data["signature"])
         folded, by_name = self._nodes(data["folded"]["nodes"])
         results = {name: by_name[node] for name, node in data["folded"]["results"].items()}
         # the copy finds what its nodes share, and goes on sharing it
         program = WeightProgram(folded, results).copy()
-        return Graph(nodes, {}, signature, self.scope.mode, program)
+        graph = Graph(nodes, {}, signature, self.scope.mode, program)
+        _check_call(graph)
+        return graph
 
     def _nodes(self, data: Iterable[Mapping[str, Any]]) -> tuple[fx.Graph, dict[str, Node]]:
         nodes = fx.Graph()
@@ -149,6 +148,8 @@ class _Reader:
         if is_mutating(node):
             raise ArtifactError(f"'{data['target']}' writes to its input, which no program does; {DAMAGED}")
         try:
+            if not isinstance(node.target, torch._ops.OpOverload) and node.target is not getitem:
+                operators.check_operands(node.target, fx.map_arg((node.args, node.kwargs), _recorded))
             value = fake_call(self.scope.mode, node.target, node.args, node.kwargs)
         except Exception as error:  # whatever an operator raises that is given something else than it was
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -157,6 +158,41 @@ class _Reader:
                 "it with the torch that it was saved with"
             ) from error
         return self.scope.interned(value), self.scope.type_of(value)
+
+
+def _recorded(node: Node) -> Any:
+    return node.meta["val"]
+
+
+def _signature(data: Mapping[str, Any]) -> Signature:
+    takes = tree_of(data["in"])
+    # keywords become text in generated code
+    args, kwargs = takes.children()
+    if (takes.type, args.type, kwargs.type) != (tuple, tuple, dict) or not all(map(identifier, kwargs.context)):
+        raise ArtifactError(f"the program takes {takes}, which is no call; {DAMAGED}")
+    mutations = tuple(Mutation(kind, weight_name(target)) for kind, target in data["mutations"])
+    names = tuple(map(identifier, data["arguments"]))
+    return Signature(takes, tree_of(data["out"]), names, data["outputs"], mutations)
+
+
+def _check_call(graph: Graph) -> None:
+    """Check that the inputs and outputs of a graph are those of its signature.
+
+    Raises:
+        ArtifactError: they are not.
+    """
+    signature: Any = graph.signature  # as the file has it
+    counts = (len(graph.inputs), signature.outputs, len(graph.outputs) - signature.outputs)
+    expected = (signature.in_spec.num_leaves, signature.out_spec.num_leaves, len(signature.mutations))
+    if counts != expected or type(signature.outputs) is not int:
+        raise ArtifactError(
+            f"the program has {counts} inputs, outputs and writes, and its call {expected} of them; {DAMAGED}"
+        )
+    inputs = [node.target for node in graph.inputs]
+    for mutation, value in zip(signature.mutations, graph.outputs[signature.outputs :], strict=True):
+        written = mutation.kind == "weight" or (mutation.kind == "input" and mutation.target in inputs)
+        if not written or not isinstance(value, Node):
+            raise ArtifactError(f"the program writes {value} to the {mutation.kind} '{mutation.target}'; {DAMAGED}")
 
 
 def _key(data: Any, named: Mapping[str, Node]) -> Any:
@@ -174,9 +210,11 @@ def _place_meta(
     path: str, kind: str, file: str = "", line: int = 0, function: str = "", text: str = ""
 ) -> dict[str, Any]:
     """What nodes of a place have in ``meta``, as tracing would have put it there."""
+    # compilers write it into comments of the code that they generate, where another line would be code
+    path, kind, file, function, text = (" ".join(each.splitlines()) for each in (path, kind, file, function, text))
     meta: dict[str, Any] = {"nn_module_stack": {path: (path, kind)}} if path or kind else {}
     if file:
-        meta["stack_trace"] = f'File "{file}", line {line}, in {function}\n    {text}'
+        meta["stack_trace"] = f'File "{file}", line {int(line)}, in {function}\n    {text}'
     return meta
 
 

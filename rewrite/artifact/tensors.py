@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
+from rewrite.artifact.boundary import refusing
 from rewrite.artifact.literals import torch_name
 from rewrite.artifact.names import DAMAGED
 from rewrite.errors import ArtifactError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _ALIGNMENT = 16
+_SPREAD = 4
+"""How much room a tensor with gaps may take, as a multiple of its elements."""
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
@@ -64,12 +67,10 @@ def unpack(data: bytes, layout: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ArtifactError: the file is no safetensors file, or does not have what the layout says.
     """
-    try:
+    with refusing("the weights cannot be read"):
         entries = safetensors.load(data)
         made: dict[Any, Tensor] = {}
         return {name: _made(name, each, entries, made) for name, each in layout.items()}
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"the weights cannot be read ({type(error).__name__}: {error}); {DAMAGED}") from error
 
 
 def _made(name: str, data: Mapping[str, Any], entries: Mapping[str, Tensor], made: dict[Any, Tensor]) -> Tensor:
@@ -79,6 +80,9 @@ def _made(name: str, data: Mapping[str, Any], entries: Mapping[str, Tensor], mad
         key = (data["memory"], data["offset"], dtype, tuple(shape), tuple(stride), data["parameter"])
         if key not in made:
             storage = entries[data["memory"]].untyped_storage()
+            end = (data["offset"] + _extent(shape, stride)) * dtype.itemsize
+            if min(data["offset"], *stride, 0) < 0 or end > storage.nbytes():  # which torch would make larger
+                raise ArtifactError(f"the weight '{name}' lies outside of '{data['memory']}'; {DAMAGED}")
             view = torch.empty(0, dtype=dtype).set_(storage, data["offset"], shape, stride)
             made[key] = _as_given(view, data)
         return made[key]
@@ -90,6 +94,8 @@ def _made(name: str, data: Mapping[str, Any], entries: Mapping[str, Tensor], mad
             f"elsewhere; {DAMAGED}"
         )
     if list(stored.stride()) != stride:
+        if _extent(shape, stride) > _SPREAD * stored.numel():
+            raise ArtifactError(f"the weight '{name}' has the strides {stride} for the shape {shape}; {DAMAGED}")
         stored = torch.empty_strided(shape, stride, dtype=dtype).copy_(stored)
     return _as_given(stored, data)
 
@@ -129,7 +135,7 @@ def _stored(tensor: Tensor) -> Tensor:
 
 def _strides(tensor: Tensor) -> list[int]:
     """The strides to restore: the tensor's own, unless it is a small part of a large memory."""
-    if _extent(tensor) > 4 * tensor.numel():
+    if _extent(tensor.shape, tensor.stride()) > _SPREAD * tensor.numel():
         return list(torch.empty(tensor.shape, device="meta").stride())
     return list(tensor.stride())
 
@@ -154,7 +160,9 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> Iterable[Sequence[_Span]]:
         size = tensor.element_size()
         begin = int(tensor.storage_offset()) * size
         key = (str(tensor.device), tensor.untyped_storage().data_ptr()) if tensor.numel() else name
-        storages.setdefault(key, []).append(_Span(name, tensor, begin, begin + _extent(tensor) * size))
+        storages.setdefault(key, []).append(
+            _Span(name, tensor, begin, begin + _extent(tensor.shape, tensor.stride()) * size)
+        )
     for spans in storages.values():
         group: list[_Span] = []
         for span in sorted(spans, key=lambda span: span.begin):
@@ -165,11 +173,11 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> Iterable[Sequence[_Span]]:
         yield group
 
 
-def _extent(tensor: Tensor) -> int:
+def _extent(shape: Sequence[int], strides: Sequence[int]) -> int:
     """The elements from the first to the last of a tensor, gaps included."""
-    if tensor.numel() == 0:
+    if 0 in shape:
         return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

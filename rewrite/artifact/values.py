@@ -57,7 +57,15 @@ class Scope:
 
     @classmethod
     def made(cls, hints: Mapping[str, int], device: torch.device | None = None) -> Scope:
-        """A new scope, with symbols of these names whose numbers in the example are given."""
+        """A new scope, with symbols of these names whose numbers in the example are given.
+
+        Raises:
+            ArtifactError: other names than this class gives, or numbers that no sizes have.
+        """
+        if list(hints) != [f"s{i}" for i in range(len(hints))] or not all(
+            type(number) is int and 0 < number < 1 << 31 for number in hints.values()
+        ):
+            raise ArtifactError(f"the free sizes of the program are {dict(hints)}; {DAMAGED}")
         return cls(*compat.symbolic_mode(hints), device)
 
     def hints(self) -> dict[str, int]:

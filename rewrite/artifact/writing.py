@@ -14,7 +14,7 @@ from torch import Tensor
 from rewrite.artifact import operators
 from rewrite.artifact.literals import encode
 from rewrite.artifact.names import identifier, weight_name
-from rewrite.artifact.trees import tree_text
+from rewrite.artifact.trees import tree_data
 from rewrite.artifact.values import Scope
 from rewrite.provenance import location, module_class, module_path, origin
 
@@ -58,8 +58,8 @@ class _Writer:
             "nodes": [self._node(node) for node in graph.nodes if node.op != "output"],
             "outputs": encode(graph.outputs),
             "signature": {
-                "in": tree_text(signature.in_spec),
-                "out": tree_text(signature.out_spec),
+                "in": tree_data(signature.in_spec),
+                "out": tree_data(signature.out_spec),
                 "arguments": [identifier(name) for name in signature.argument_names],
                 "outputs": signature.outputs,
                 "mutations": [[mutation.kind, mutation.target] for mutation in signature.mutations],

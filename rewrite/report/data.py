@@ -100,7 +100,8 @@ class Report:
 
         The script holds both sides and draws their inputs, as verification does, at the recorded sizes and with a batch
         of two. It prints how much they differ, in the dtypes of the model and in float64, and exits with 1 where that
-        is more than the rule promises.
+        is more than the rule promises. What a report that was loaded says goes into it as it is: to run the script is
+        to run code of the file.
 
         Args:
             rewrite: the number of a rewrite, as in the diff, or one of ``rejections()``.

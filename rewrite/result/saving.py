@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rewrite.artifact import Artifact, StoredProgram, graphs_of, stored_graphs
 from rewrite.artifact.literals import encode
+from rewrite.artifact.names import is_attribute
 from rewrite.errors import ArtifactError
 from rewrite.lowering import run_eagerly
 from rewrite.result.mirror import find
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from rewrite.result.mirror import Mirror
     from rewrite.result.plans import Weights
     from rewrite.result.specialize import Specialization
-
-_MODULE = frozenset(nn.Module().__dict__)
 
 
 def artifact_of(source: nn.Module, root: Mirror, programs: Mapping[Specialization, Weights]) -> Artifact:
@@ -119,7 +118,7 @@ def _attributes(source: nn.Module) -> dict[str, Any]:
     """The attributes of the model that are plain values, for who reads them of the result."""
     found = {}
     for key, value in source.__dict__.items():
-        if key.startswith("_") or key in _MODULE:
+        if not is_attribute(key):
             continue
         try:
             encode(value)

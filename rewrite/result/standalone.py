@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from rewrite import compat
-from rewrite.artifact import Artifact, graphs_of, unpacked
+from rewrite.artifact import Artifact, graphs_of, refusing, unpacked
 from rewrite.errors import ArtifactError, InputError, VerificationError
 from rewrite.lowering import run_eagerly, weight_order
 from rewrite.printer import type_text
@@ -106,7 +106,8 @@ def unpickled(data: bytes, lowering: Lowering | None, shapes: Shapes) -> Optimiz
         ArtifactError, VerificationError: as :func:`from_artifact`.
     """
     name = "the pickled result"
-    return from_artifact(Artifact.of(unpacked(data, name)), lowering, name, shapes=shapes)
+    with refusing(f"{name} cannot be read", VerificationError):
+        return from_artifact(Artifact.of(unpacked(data, name)), lowering, name, shapes=shapes)
 
 
 # -- programs ---------------------------------------------------------------------------------------------------------
@@ -125,6 +126,7 @@ def _program(
         if tensor is None:
             raise ArtifactError(f"the file lacks the weight '{name}', which its program reads; save it again")
         graph.weights[name] = _placed(name, tensor, recorded.get(name), moved)
+    graph.check(shapes=False)
     captured.weights = {
         name: _placed(name, tensor, recorded.get(name), moved) for name, tensor in stored.constants.items()
     }

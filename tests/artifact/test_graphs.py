@@ -195,6 +195,7 @@ def small() -> Any:
 def change(kind: str) -> Any:
     data = small()
     x, w, mm, relu = data["graphs"]["captured"]["nodes"]
+    signature = data["graphs"]["captured"]["signature"]
     if kind == "weight of another shape":
         w["value"]["tensor"].update(shape=[3, 5], stride=[5, 1])
     elif kind == "weight that does not fit":
@@ -217,10 +218,40 @@ def change(kind: str) -> Any:
         w["target"] = 'w"); exit()#'
     elif kind == "code for an option":
         relu["kwargs"] = {"a=exit()": 1}
-    elif kind == "enumerated keys":
-        data["graphs"]["captured"]["signature"]["in"] = '{"__enum__": true, "fqn": "os:x"}'
+    elif kind == "code for a keyword":
+        # one leaf, as before; torch writes the names of keywords into quotes
+        key = "a':x}, __import__('os').abort(), {'b"
+        signature["in"] = ["builtins.tuple", None, [["builtins.tuple", None, []], ["builtins.dict", [key], [None]]]]
+    elif kind == "no call":
+        signature["in"] = ["builtins.list", None, signature["in"][2]]
     elif kind == "unknown container":
-        data["graphs"]["captured"]["signature"]["out"] = '[1, {"type": "a.B", "context": "0", "children_spec": []}]'
+        signature["out"] = ["a.B", None, [None]]
+    elif kind == "more outputs":
+        signature["outputs"] = 99
+    elif kind == "true for a number":
+        signature["outputs"] = True
+    elif kind == "write without a value":
+        signature["mutations"] = [["weight", "layer.w"]]
+    elif kind == "write to nothing":
+        data["graphs"]["captured"]["outputs"].append({"node": mm["name"]})
+        signature["mutations"] = [["input", "no_input"]]
+    elif kind == "write of a number":
+        data["graphs"]["captured"]["outputs"].append(3)
+        signature["mutations"] = [["weight", "layer.w"]]
+    elif kind == "place from the end":
+        data["places"] = [["path", "Kind"]]
+        relu["place"] = -1
+    elif kind == "origin":
+        data["origins"] = [["rule", {}, [], False]]
+    elif kind == "code for a symbol":
+        data["symbols"] = {"exit()": 5}
+    elif kind == "size below zero":
+        data["symbols"] = {"s0": -5}
+    elif kind == "attribute for a weight":
+        w["target"] = "__class__.forward"
+    elif kind == "two calls":
+        data["graphs"]["rewritten"] = copy.deepcopy(data["graphs"]["captured"])
+        data["graphs"]["rewritten"]["signature"]["arguments"] = ["other"]
     elif kind == "nothing":
         del data["graphs"]["captured"]["signature"]
     return data
@@ -240,8 +271,20 @@ def change(kind: str) -> Any:
         ("code for a name", "no name of an argument"),
         ("code for a weight", "has a quote"),
         ("code for an option", "no name of an argument"),
-        ("enumerated keys", "enumerated keys"),
+        ("code for a keyword", "no name of an argument"),
+        ("no call", "which is no call"),
         ("unknown container", "import the module that registers it first"),
+        ("more outputs", r"\(1, 99, -98\) inputs, outputs and writes, and its call \(1, 1, 0\)"),
+        ("true for a number", "inputs, outputs and writes"),
+        ("write without a value", r"and its call \(1, 1, 1\)"),
+        ("write to nothing", "to the input 'no_input'"),
+        ("write of a number", "writes 3 to the weight"),
+        ("place from the end", "no valid program"),
+        ("origin", "no valid program"),
+        ("code for a symbol", "the free sizes of the program are"),
+        ("size below zero", "the free sizes of the program are"),
+        ("attribute for a weight", "has '__class__' in its name"),
+        ("two calls", "are of different calls"),
         ("nothing", "no valid program"),
     ],
 )
@@ -249,6 +292,42 @@ def test_a_program_that_was_tampered_with(kind: str, words: str) -> None:
     graphs_of(small())
     with pytest.raises(ArtifactError, match=words):
         graphs_of(change(kind))
+
+
+def called(target: str, *args: Any) -> Any:
+    """A program with one more call, of anything, on encoded arguments."""
+    data = small()
+    data["graphs"]["captured"]["nodes"].append(
+        {"kind": "call", "name": "more", "target": target, "args": list(args), "kwargs": {}, "type": "?"}
+    )
+    return data
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("operator.pow", 10, 1 << 40),
+        ("operator.pow", 1 << 64, 2),
+        ("builtins.round", 1, -(1 << 40)),
+        ("operator.mul", [0], 1 << 40),
+        ("operator.mul", "a", 1 << 40),
+        ("operator.mod", "%999999999999d", 1),
+    ],
+    ids=["a power", "a large number", "digits", "a list", "text", "a format"],
+)
+def test_arithmetic_stays_small(call: Any) -> None:
+    with pytest.raises(ArtifactError, match="which no sizes are"):
+        graphs_of(called(*call))
+
+
+def test_places_are_single_lines() -> None:
+    # compilers copy them into comments of the code that they write
+    data = small()
+    data["places"] = [["a\nb", "c\rd", "file\u2028name", 3, "f\ng", "text\nexit()"]]
+    data["graphs"]["captured"]["nodes"][-1]["place"] = 0
+    *_, relu = graphs_of(data)["captured"].calls()
+    assert relu.meta["stack_trace"] == 'File "file name", line 3, in f g\n    text exit()'
+    assert relu.meta["nn_module_stack"] == {"a b": ("a b", "c d")}
 
 
 def test_results_without_a_name_are_refused() -> None:

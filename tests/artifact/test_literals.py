@@ -62,7 +62,17 @@ def test_what_no_operator_takes_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{"dtype": "ones"}, {"dtype": 3}, {"layout": "float32"}, {"float": "3"}, {"what": 1}, {"a": 1, "b": 2}, {}]
+    "data",
+    [
+        {"dtype": "ones"},
+        {"dtype": "onnx"},
+        {"dtype": 3},
+        {"layout": "float32"},
+        {"float": "3"},
+        {"what": 1},
+        {"a": 1, "b": 2},
+        {},
+    ],
 )
 def test_what_no_value_gives_is_refused(data: Any) -> None:
     with pytest.raises(ArtifactError):
@@ -91,6 +101,30 @@ def test_an_operator_that_nobody_registered() -> None:
 def test_no_other_function_can_be_named(name: str) -> None:
     with pytest.raises(ArtifactError):
         operators.find(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aten.from_file.default", "aten._print.default", "aten.save.default", "aten.warn.default", "prim.Print.default",
+        "aten.manual_seed.default", "aten.set_num_threads.default", "aten.mul.int", "debugprims.load_tensor.default",
+        "profiler._record_function_enter.default", "aten.is_vulkan_available.default",
+    ],
+)  # fmt: skip
+def test_operators_that_do_more_than_compute_cannot_be_named(name: str) -> None:
+    with pytest.raises(ArtifactError):
+        operators.find(name)
+
+
+def test_what_could_not_be_read_is_not_written() -> None:
+    with pytest.raises(ArtifactError, match="does more than to compute"):
+        operators.name_of(aten.from_file.default)
+
+
+def test_a_name_adds_nothing_to_torch() -> None:
+    with pytest.raises(ArtifactError):
+        operators.find("nobodys_library.warp.default")
+    assert "nobodys_library" not in vars(torch.ops)
 
 
 def test_a_function_of_ones_own_is_refused() -> None:

@@ -181,6 +181,12 @@ def test_a_file_that_does_not_fit_its_layout() -> None:
         ({"shape": [3, 2]}, r"is torch.float32\[2, 3\] in the file, which says torch.float32\[3, 2\]"),
         ({"dtype": "float16"}, "in the file, which says torch.float16"),
         ({"dtype": "float33"}, "no dtype 'float33'"),
+        ({"stride": [10**9, 1]}, r"has the strides \[1000000000, 1\] for the shape \[2, 3\]"),
+        ({"stride": [-3, 1]}, "cannot be read"),
+        ({"memory": "v", "offset": 0}, "'w' lies outside of 'v'"),
+        ({"memory": "w", "offset": 1}, "'w' lies outside of 'w'"),
+        ({"memory": "w", "offset": -1}, "'w' lies outside of 'w'"),
+        ({"memory": "w", "offset": 5, "stride": [-3, 1]}, "'w' lies outside of 'w'"),
     ):
         with pytest.raises(ArtifactError, match=words):
             unpack(data, {**layout, "w": {**layout["w"], **change}})
