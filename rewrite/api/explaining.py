@@ -13,7 +13,7 @@ from rewrite.gain import total
 from rewrite.pipeline import Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
 from rewrite.report import Explanation, explanation_of
-from rewrite.result import source_of
+from rewrite.result import Alone, source_of
 from rewrite.trace import bound, capture, unwrap
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _source(model: nn.Module) -> nn.Module:
         InputError: a result that stands alone, and has none.
     """
     source = source_of(model)
-    if source is not model and type(source).forward is nn.Module.forward:
+    if isinstance(source, Alone):
         raise InputError(
             f"this result of {type(source).__name__} stands alone, loaded without its model or released from it, and "
             "has no code to explain; explain the model that it was made of"

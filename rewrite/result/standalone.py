@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _OTHERS = "load(path, model) captures other calls"
 
 
+class Alone(nn.Module):
+    """In the place of the model, for a result that has none: it holds tensors and attributes, and no code."""
+
+
 def from_artifact(
     artifact: Artifact,
     lowering: Lowering | None,
@@ -191,7 +195,7 @@ def _is_tensor(value: Any) -> bool:
 
 def _tree(model: str, forward: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     """Modules that hold tensors under their qualified names, in a root named like the model and with its signature."""
-    root: nn.Module = type(model, (nn.Module,), {"forward": forward})().eval()
+    root: nn.Module = type(model, (Alone,), {"forward": forward})().eval()
     for name, tensor in weights.items():
         *path, key = name.split(".")
         module = root
