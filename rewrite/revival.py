@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rewrite import compat
 from rewrite.artifact import graphs_of
-from rewrite.errors import ArtifactError
+from rewrite.errors import ArtifactError, CaptureError, InputError
 from rewrite.lowering import written_weights
 from rewrite.result import Program
 from rewrite.result.reading import constants_of, holder
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from rewrite.recipe import Settings
 
 
+_LARGE = 64.0
+
+
 def revive(
     model: nn.Module,
     stored: StoredProgram,
@@ -44,7 +47,8 @@ def revive(
 ) -> Program:
     """A stored program over the weights of a model, folded values computed anew.
 
-    The model is called twice and compared with the captured graph, then with the rewritten program.
+    The model is called twice and compared with the captured graph, again on larger inputs, then with the rewritten
+    program. None of that shows all that a model does: the caller has to know that the program was made of this model.
 
     Args:
         model: the model, in evaluation mode.
@@ -62,7 +66,7 @@ def revive(
     """
     started = time.perf_counter()
     check_call(model, args, kwargs, training=False)
-    _check_weights(model, stored)
+    check_weights(model, stored)
     graphs = graphs_of(stored.graphs, device=_moved_to(model, stored.weights))
     captured, graph = graphs["captured"], graphs["rewritten"]
     for each in (captured, graph):
@@ -70,6 +74,7 @@ def revive(
     graph.weights.update(graph.program.evaluate(graph.weights))
     with isolated(model):
         judge(model, captured, rehearse(model, args, kwargs), args, kwargs)
+        _judge_large(model, captured, args, kwargs)
         one_row = stored.one_row and takes_one_row(model, captured, args, kwargs)
     seconds = time.perf_counter() - started
     verdict = verify_whole(model, captured, graph, args, kwargs) if whole else None
@@ -77,10 +82,30 @@ def revive(
     report = replace(stored.report, model_verdict=verdict, time=split, notes=(*stored.report.notes, note))
     sample = sample_of(captured, compat.tree_flatten((args, kwargs))[0])
     captured.weights = constants_of(model, captured)
-    return Program(graph, report, stored.value_rules, one_row, split, stored.plan, captured, sample, settings)
+    return Program(
+        graph, report, stored.value_rules, one_row, split, stored.plan, captured, sample, settings, stored.identity
+    )
 
 
-def _check_weights(model: nn.Module, stored: StoredProgram) -> None:
+def _judge_large(model: nn.Module, captured: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Compare the model with the graph on much larger inputs, where clamps and thresholds act.
+
+    Raises:
+        CaptureError: the graph does something else.
+    """
+    flat, spec = compat.tree_flatten((args, kwargs))
+    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in flat):
+        return
+    large = [leaf * _LARGE if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in flat]
+    args, kwargs = compat.tree_unflatten(large, spec)
+    try:
+        rehearsal = rehearse(model, args, kwargs)
+    except (CaptureError, InputError):  # the model itself may not take them
+        return
+    judge(model, captured, rehearsal, args, kwargs)
+
+
+def check_weights(model: nn.Module, stored: StoredProgram) -> None:
     """Compare the model's tensors with those that a program was captured with.
 
     Raises:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rewrite.api.arguments import lowering_of, pipeline_of
 from rewrite.artifact import Artifact, unpacked
 from rewrite.cache import default_cache
+from rewrite.cache.keys import identity_or_none
 from rewrite.compiler import Compiler
 from rewrite.errors import CaptureError, InputError, PipelineError, VerificationError
+from rewrite.events import emit
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, from_artifact
 from rewrite.result.modes import neutral
-from rewrite.revival import revive
+from rewrite.revival import check_weights, revive
 from rewrite.trace import bound, check_model, unwrap
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from rewrite.artifact import StoredProgram
     from rewrite.lowering import Lowering
     from rewrite.recipe import Settings
     from rewrite.result import Program
@@ -41,18 +44,22 @@ def load(
     it takes the calls that were saved, with any batch. Each program has to give the outputs that were saved with it.
 
     With ``model`` the result is over the model's own weights, which it follows as that of :func:`optimize` does; calls
-    that were not saved are captured. Each program is compared with the model on the saved sample.
+    that were not saved are captured. Each program is compared with the model on the saved sample. Where the model is
+    not the one that was saved (another attribute, other code, another device), where it holds something that cannot be
+    compared, and where random numbers are drawn, the saved calls are captured anew; the log tells.
 
     Args:
         path: the file.
-        model: the model that was saved, or one of the same architecture and dtype, in evaluation mode; not changed.
+        model: the model that was saved, or one with weights of the same names, shapes and dtypes, in evaluation mode;
+            not changed.
         lower: as in :func:`optimize`.
         any_torch: take a file that was saved with another torch.
 
     Raises:
         ArtifactError: the file is damaged, of another format or torch, or does not fit the model.
         VerificationError: a program does not compute what it should.
-        InputError: an argument does not fit.
+        InputError: an argument does not fit, or a saved call has to be captured anew and the pipeline is not known here.
+        CaptureError: the model cannot be captured for a saved call.
         OSError: the file cannot be read.
     """
     lowering = lowering_of(lower)
@@ -67,10 +74,15 @@ def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name:
     """A result over a model's own weights."""
     check_model(model, training=False)
     note = f"loaded from {name}: its matches were verified when it was made, the whole model again"
+    identity, doubt = identity_or_none(model)
     programs, outdated = [], []
     for stored in artifact.programs:
         args, kwargs = stored.example(_device(model))
-        if stored.value_rules:  # which held for the weights that the model had then
+        check_weights(model, stored)
+        reason = _outdated(stored, identity, doubt)
+        if reason:
+            kind = type(model).__name__
+            emit("load-anew", f"{kind}: a saved program is made anew: {reason}", model=kind, reason=reason)
             outdated.append((args, kwargs))
             continue
         try:
@@ -87,6 +99,17 @@ def _over(model: nn.Module, artifact: Artifact, lowering: Lowering | None, name:
     for args, kwargs in outdated:
         result.specialize(args, kwargs)
     return result
+
+
+def _outdated(stored: StoredProgram, identity: str | None, doubt: str) -> str:
+    """Why a saved program is not for a model of this identity; '' where it is."""
+    if stored.value_rules:
+        return f"the rule '{stored.value_rules[0]}' held for the weights that the model had then"
+    if identity is None:
+        return doubt
+    if stored.identity is None:
+        return "it draws random numbers, or the model that was saved held what cannot be compared"
+    return "" if stored.identity == identity else "the model is not the one that was saved"
 
 
 def _device(model: nn.Module) -> torch.device | None:
