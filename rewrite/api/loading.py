@@ -58,7 +58,7 @@ def load(
     Raises:
         ArtifactError: the file is damaged, of another format or torch, or does not fit the model.
         VerificationError: a program does not compute what it should.
-        InputError: an argument does not fit, or a saved call has to be captured anew and the pipeline is not known here.
+        InputError: an argument does not fit, or a saved call has to be captured anew by a pipeline that no name tells.
         CaptureError: the model cannot be captured for a saved call.
         OSError: the file cannot be read.
     """

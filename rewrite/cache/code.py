@@ -9,6 +9,7 @@ computed names, all of them. Code of torch, of the standard library and of this 
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import dis
 import functools
 import operator
@@ -33,10 +34,11 @@ _MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__set_name__", "__
 _COMPUTED = (operator.attrgetter, operator.methodcaller)
 """Like ``getattr``, what finds attributes by names that may be computed."""
 
-_FRAMES = frozenset({"__globals__", "__subclasses__", "f_back", "f_globals", "f_locals"})
+_FRAMES = frozenset({"__annotations__", "__globals__", "__subclasses__", "f_back", "f_globals", "f_locals"})
+"""Names of what comes from code or classes to what nothing names."""
+
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")
-_KINDS = (types.FunctionType, staticmethod, classmethod, property)
 _MISSING = object()
 
 
@@ -74,8 +76,12 @@ class Code:
                 if self._first_time(function):
                     self._function(function, name)
             for kind, itself in list(self._digest.classes.items()):
+                originals = [base for base in kind.__mro__ if base is not object and is_itself(base)]
                 for base in kind.__mro__:
-                    self._class(base, itself)
+                    if base in originals:
+                        self._original(base)
+                    elif base is not object:
+                        self._class(base, itself, originals)
             if len(self._done) == before:
                 return
 
@@ -95,25 +101,24 @@ class Code:
 
     # -- classes ------------------------------------------------------------------------------------------------------
 
-    def _class(self, value: type, itself: bool) -> None:
-        """Add those attributes of a class that can be reached."""
-        if is_itself(value):
-            self._original(value)
-            return
+    def _class(self, value: type, itself: bool, originals: list[type]) -> None:
+        """Add those attributes of a class that can be reached, be it by the code of other bases of a subclass."""
         name = f"{value.__module__}.{value.__qualname__}"
         if self._first_time((value, "class")):
             self._note(value.__module__)
             self._digest.text("class", name, [f"{base.__module__}.{base.__qualname__}" for base in value.__mro__])
             self._digest.text(*sorted(vars(value).keys() - _NOTES))
             self._digest.value_of_class(type(value), f"the metaclass of {name}")
-        making = itself or self._making
-        inherited = [base for base in value.__mro__[1:] if base is not object and is_itself(base)]
         for key, item in sorted(vars(value).items()):
-            special = key.startswith("__") and key.endswith("__")
-            called = (special and isinstance(item, _KINDS)) or any(key in vars(base) for base in inherited)
             if key in _NOTES or (value, key) in self._done:
                 continue
-            if making if key in _MAKERS else key in self._names or called or (self._every and not special):
+            if key in _MAKERS:
+                reached = itself or self._making
+            elif key.startswith("__") and key.endswith("__"):
+                reached = key in self._names or callable(item) or hasattr(item, "__get__")
+            else:
+                reached = key in self._names or self._every or any(key in vars(base) for base in originals)
+            if reached:
                 self._done.add((value, key))
                 self._digest.text(name, key)
                 self._attribute(item, f"{name}.{key}")
@@ -193,6 +198,8 @@ class Code:
             if step.opname in _GLOBALS:
                 value, called = _followed(function.__globals__, steps, i)
                 self._digest.text(called)
+                if value is dataclasses.fields:
+                    self._names.add("__dataclass_fields__")
                 if value is getattr:  # a name that is a constant of the code is among its names
                     self._every |= not _is_constant(steps[i + 1 : i + 3])
                 elif value is not _MISSING:
@@ -222,7 +229,8 @@ class Code:
     def _code(self, code: types.CodeType) -> None:
         self._digest.text(
             code.co_name, code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
-            code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags, code.co_exceptiontable.hex(),
+            code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags,
+            code.co_exceptiontable.hex(),
         )  # fmt: skip
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):

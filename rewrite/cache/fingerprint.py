@@ -104,6 +104,8 @@ class Fingerprint:
         elif type(value) is functools.partial:
             parts = {"func": value.func, "args": value.args, "keywords": value.keywords, "dict": vars(value)}
             self._parts("partial", parts, name)
+        elif isinstance(value, types.MappingProxyType):
+            self._parts("proxy", {"items": dict(value)}, name)
         elif type(value) is functools._lru_cache_wrapper:
             self._cached(value, name)
         elif type(value) in (logging.Logger, logging.RootLogger):  # what is logged computes nothing

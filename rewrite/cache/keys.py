@@ -20,7 +20,7 @@ from rewrite.trace import class_of, method_of
 from rewrite.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import nn
 
@@ -66,7 +66,7 @@ def key_of(model: nn.Module, recipe: Recipe, args: tuple[Any, ...], kwargs: Mapp
     done.text(digest.hexdigest(), recipe.settings())
     for step in recipe.pipeline:
         done.value(step, f"the step '{step.name}'")
-    rules = Code(done, (name for step in recipe.pipeline for name in dir(type(step))))
+    rules = Code(done, _members(recipe))
     rules.walk()
     modules = dict.fromkeys((*code.modules, *rules.modules))
     for module in modules:
@@ -77,6 +77,12 @@ def key_of(model: nn.Module, recipe: Recipe, args: tuple[Any, ...], kwargs: Mapp
     for package in PACKAGES[1:]:
         done.text(package, package_sum(package))
     return Key(done.hexdigest(), identity, tuple(modules))
+
+
+def _members(recipe: Recipe) -> Iterable[str]:
+    """The names of what rules and passes have: all of it may be called."""
+    names = (name for step in recipe.pipeline for name in dir(type(step)))
+    return [name for name in names if not name.startswith("__")]
 
 
 def identity_of(model: nn.Module) -> str:

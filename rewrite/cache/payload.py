@@ -65,7 +65,7 @@ def _parts(value: Any, mro: Iterable[type]) -> Iterator[tuple[str, Any]]:
         elif base is collections.defaultdict:
             yield "factory", value.default_factory
         elif base in _PAIRS:
-            for key, item in base.items(value):  # type: ignore[attr-defined]
+            for key, item in base.items(value):
                 yield "key", key
                 yield f"[{key!r}]", item
             break

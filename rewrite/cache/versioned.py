@@ -12,6 +12,7 @@ import os
 import sys
 import sysconfig
 import types
+import typing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,26 @@ import torch
 PACKAGES = ("torch", "rewrite", "passes", "codegen")
 """Whose versions, or sums over all source files, are part of every key."""
 
-_PURE = frozenset(
-    "__future__ _abc _bisect _collections _collections_abc _decimal _functools _heapq _operator _pydecimal _sre _struct "
-    "_warnings _weakrefset abc bisect builtins cmath collections contextlib copy copyreg dataclasses decimal enum "
-    "fractions functools heapq itertools keyword math numbers operator re statistics string struct textwrap types typing "
-    "warnings".split()
-)
+_PURE = frozenset({
+    "__future__", "_abc", "_bisect", "_collections", "_collections_abc", "_decimal", "_functools", "_heapq",
+    "_operator", "_pydecimal", "_sre", "_struct", "_warnings", "abc", "bisect", "builtins", "cmath", "collections",
+    "contextlib", "copy", "copyreg", "dataclasses", "decimal", "enum", "fractions", "functools", "heapq", "itertools", "keyword",
+    "math", "numbers", "operator", "re", "statistics", "string", "struct", "textwrap", "types", "typing", "warnings",
+})  # fmt: skip
 """Modules of the standard library whose functions and objects depend on nothing but what they are given."""
 
-_PURE_NAMES = frozenset({("argparse", "Namespace")})
+_PURE_NAMES = frozenset({("argparse", "Namespace"), ("argparse", "_AttributeHolder")})
 
 _OUTSIDE = ("torch.serialization", "torch.hub", "torch.package", "torch.distributed", "torch.utils.data",
             "torch.utils.cpp_extension", "torch.multiprocessing", "torch.random")  # fmt: skip
 """Modules of torch that read files, other processes or generators."""
 
-_UNSEEN = frozenset(
-    "__import__ breakpoint compile dir eval exec globals hash id input locals open vars".split()
-)  # fmt: skip
-"""Built-in functions that reach what no name tells, or whose results differ from process to process."""
+_UNSEEN = frozenset({
+    builtins.__import__, builtins.breakpoint, builtins.compile, builtins.dir, builtins.eval, builtins.exec,
+    builtins.getattr, builtins.globals, builtins.input, builtins.locals, builtins.open, builtins.vars,
+    typing.get_type_hints, torch.from_file,
+})  # fmt: skip
+"""What reaches more than it is given, or what no name tells."""
 
 _NAMESPACES = ("aten", "prims", "prim", "quantized")
 
@@ -83,7 +86,7 @@ def _roots() -> tuple[str, ...]:
 
 def is_itself(value: Any) -> bool:
     """Whether a class or function is what its module has under its name, in a module that goes by its version."""
-    module = getattr(value, "__module__", None)
+    module = str(getattr(value, "__module__", None))
     if not is_versioned(module):
         return False
     found: Any = sys.modules.get(module)
@@ -96,18 +99,13 @@ def outside(value: Any) -> str:
     """Why results of a function or class of torch or Python do not follow from its arguments; '' where they do."""
     module, name = getattr(value, "__module__", None) or "builtins", value.__qualname__
     top = module.partition(".")[0]
-    if value in _unseen():
+    if value in _UNSEEN:
         return f"'{name}', which reaches what cannot be seen"
-    if module.startswith(_OUTSIDE) or value is torch.from_file:
+    if module.startswith(_OUTSIDE):
         return f"'{module}.{name}', which reads more than it is given"
     if top in PACKAGES or top in _PURE or (module, name) in _PURE_NAMES:
         return ""
     return f"'{module}.{name}', which may read more than it is given"
-
-
-@lru_cache(maxsize=1)
-def _unseen() -> frozenset[Any]:
-    return frozenset(getattr(builtins, name) for name in _UNSEEN) | {getattr}  # which code may only call by its name
 
 
 def is_operator_of_torch(value: Any) -> bool:
