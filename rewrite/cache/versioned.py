@@ -25,8 +25,9 @@ PACKAGES = ("torch", "rewrite", "passes", "codegen")
 _PURE = frozenset({
     "__future__", "_abc", "_bisect", "_collections", "_collections_abc", "_decimal", "_functools", "_heapq",
     "_operator", "_pydecimal", "_sre", "_struct", "_warnings", "abc", "bisect", "builtins", "cmath", "collections",
-    "contextlib", "copy", "copyreg", "dataclasses", "decimal", "enum", "fractions", "functools", "heapq", "itertools", "keyword",
-    "math", "numbers", "operator", "re", "statistics", "string", "struct", "textwrap", "types", "typing", "warnings",
+    "contextlib", "copy", "copyreg", "dataclasses", "decimal", "enum", "fractions", "functools", "heapq", "itertools",
+    "keyword", "math", "numbers", "operator", "re", "statistics", "string", "struct", "textwrap", "types", "typing",
+    "warnings",
 })  # fmt: skip
 """Modules of the standard library whose functions and objects depend on nothing but what they are given."""
 
