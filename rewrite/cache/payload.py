@@ -17,7 +17,7 @@ from rewrite.trace.compare import PLAIN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_FIELD = type(collections.namedtuple("_Field", "value").value)  # type: ignore[misc]
+_FIELD = type(vars(collections.namedtuple("_Field", "value"))["value"])
 _BY_TEXT = {*PLAIN, _FIELD, types.EllipsisType, types.NotImplementedType, range, slice, decimal.Decimal, torch.layout,
             torch.Size, types.GenericAlias, types.UnionType, typing.TypeVar, typing.ParamSpec}  # fmt: skip
 _ATOMS = (int, float, complex, str, bytes)

@@ -258,7 +258,7 @@ def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
         (Twice, "CaptureError: the graph of Twice is not what the first call computes"),
         (Wide, r"ArtifactError: 'conv.weight' is float32\[6, 3, 3, 3\] in the model"),
         (Fewer, "ArtifactError: 'offset' is nothing in the model"),
-        (Clamped, "CaptureError: the graph of Clamped is not what the first call computes"),
+        (Clamped, "CaptureError: the graph is not what Clamped computes for inputs 64 times as large"),
     ],
     ids=["twice", "wide", "fewer", "clamped"],
 )
