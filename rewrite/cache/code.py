@@ -18,6 +18,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from rewrite.cache.fingerprint import DoubtError
+from rewrite.cache.payload import text_of
 from rewrite.cache.versioned import is_itself, is_original, is_versioned, namespaces, outside
 
 if TYPE_CHECKING:
@@ -92,12 +93,11 @@ class Code:
         return True
 
     def _replaced(self) -> None:
-        """Add what is not torch's own among the functions that torch's code finds by their names."""
+        """Add the functions that torch's code finds by their names, and all of those that are not torch's own."""
         for space in namespaces():
             for name, value in vars(space).items():
-                if isinstance(value, types.FunctionType) and not is_original(value):
-                    self._digest.text("replaced", name)
-                    self._digest.value(value, f"{space.__name__}.{name}")
+                if not isinstance(value, (type, types.ModuleType)) and callable(value):
+                    self._found(value, f"{space.__name__}.{name}")
 
     # -- classes ------------------------------------------------------------------------------------------------------
 
@@ -124,27 +124,29 @@ class Code:
                 self._attribute(item, f"{name}.{key}")
 
     def _original(self, value: type) -> None:
-        """Add what has been replaced in a class that goes by its version."""
-        if not self._first_time((value, "class")):
-            return
-        for key, item in vars(value).items():
-            function = _unwrapped(item)
-            if isinstance(function, types.FunctionType) and not is_original(function):
-                self._digest.text("replaced", value.__qualname__, key)
-                self._digest.value(function, f"{value.__qualname__}.{key}")
+        """Add what a class that goes by its version has, and all of what has been replaced in it."""
+        if self._first_time((value, "class")):
+            for key, item in sorted(vars(value).items()):
+                if key not in _NOTES:
+                    self._found(_unwrapped(item), f"{value.__qualname__}.{key}")
+
+    def _found(self, value: Any, name: str) -> None:
+        """Add the name of what code of torch or Python finds, or its text; all of a function that is of neither."""
+        text = text_of(value)
+        if text is None:
+            text = f"{type(value).__qualname__} {getattr(value, '__module__', '')} {getattr(value, '__qualname__', '')}"
+        self._digest.text(name, text)
+        if isinstance(value, types.FunctionType) and not is_original(value):
+            self._digest.value(value, name)
 
     def _attribute(self, item: Any, name: str) -> None:
         if isinstance(item, property):
-            for part in (item.fget, item.fset):
+            for part in (item.fget, item.fset, item.fdel):
                 self._digest.value(part, name)
         else:
-            self._value(_unwrapped(item), name)
+            self._digest.value(_unwrapped(item), name)
 
     # -- functions ----------------------------------------------------------------------------------------------------
-
-    def _value(self, value: Any, name: str) -> None:
-        """Add a value that code reaches."""
-        self._digest.value(value, name)
 
     def _function(self, value: types.FunctionType, name: str) -> None:
         code, home = value.__code__, value.__globals__.get("__name__")
@@ -180,7 +182,7 @@ class Code:
             if key == "__class__" and isinstance(held, type):  # what super() needs
                 self._digest.value_of_class(held, name)
             else:
-                self._value(held, f"{name}.{key}")
+                self._digest.value(held, f"{name}.{key}")
 
     def _reached(self, code: types.CodeType, function: types.FunctionType, name: str) -> None:
         """Add what code names."""
@@ -203,7 +205,7 @@ class Code:
                 if value is getattr:  # a name that is a constant of the code is among its names
                     self._every |= not _is_constant(steps[i + 1 : i + 3])
                 elif value is not _MISSING:
-                    self._value(value, f"{called} in {name}")
+                    self._digest.value(value, f"{called} in {name}")
             elif step.argval == "__class__":  # as super() takes it, or of which an attribute is taken
                 after = steps[i + 1].opname if i + 1 < len(steps) else ""
                 self._making |= steps[i - 1].argval != "super" and after not in _ATTRIBUTES
@@ -224,7 +226,7 @@ class Code:
             if isinstance(item, types.ModuleType):
                 self._imported(item, names, name)
             else:
-                self._value(item, f"{module.__name__}.{each} in {name}")
+                self._digest.value(item, f"{module.__name__}.{each} in {name}")
 
     def _code(self, code: types.CodeType) -> None:
         self._digest.text(

@@ -1,6 +1,7 @@
 """The key of a program: everything that decides what ``optimize`` makes of a model and an example call.
 
-The values of weights are no part of it: programs do not depend on them, and folded ones are computed anew.
+The values of parameters and buffers are no part of it: programs do not depend on them, and folded ones are computed
+anew. There is a key only where everything that the code of the model can depend on was seen; anything else is a doubt.
 """
 
 from __future__ import annotations

@@ -229,11 +229,22 @@ def double(x: Any, *args: Any, **kwargs: Any) -> Any:
     return 2 * x
 
 
-@pytest.mark.parametrize("place", ["torch.nn.functional.linear", "torch.nn.Linear.forward", "torch.Tensor.relu"])
-def test_torch_itself_replaced(place: str, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("torch.nn.functional.linear", double),
+        ("torch.nn.functional.linear", nn.functional.bilinear),
+        ("torch.nn.Linear.forward", double),
+        ("torch.nn.Linear.more", 3.0),
+        ("torch.Tensor.relu", double),
+        ("torch.Tensor.relu", torch.Tensor.abs),
+    ],
+    ids=["function", "function of torch", "method", "attribute", "tensor", "tensor of torch"],
+)
+def test_torch_itself_replaced(place: str, value: Any, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(("", "", "limit = 1.0"), 6.0)
     before = identity_of(model)
-    monkeypatch.setattr(place, double)
+    monkeypatch.setattr(place, value, raising=False)
     assert identity_of(model) != before
     monkeypatch.undo()
     assert identity_of(model) == before
