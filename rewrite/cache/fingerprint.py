@@ -185,7 +185,7 @@ class Fingerprint:
 
     def _object(self, value: Any, name: str) -> None:
         kind = type(value)
-        self.text("object", kind.__module__, kind.__qualname__)
+        self.text("object", kind.__module__, kind.__qualname__, self._number(kind))
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             self.text(value.dtype.descr if value.dtype.fields else value.dtype.str, value.shape, value.tobytes().hex())
             return
@@ -222,7 +222,7 @@ class Fingerprint:
         if parts is None:
             raise DoubtError(f"{name} is a module that may hold what cannot be seen")
         kind = class_of(module)
-        self.text("module", kind.__module__, kind.__qualname__)
+        self.text("module", kind.__module__, kind.__qualname__, self._number(kind))
         self._of_class(kind, name)
         for held_as in ("_parameters", "_buffers"):
             self.text(held_as, len(held[held_as]))

@@ -50,6 +50,11 @@ def share(model: Any) -> None:
     model.norm.running_mean, model.norm.running_var = joint[:4], joint[4:]
 
 
+def share_all(model: Any) -> None:
+    joint = torch.zeros(4)
+    model.norm.running_mean, model.norm.running_var = joint, joint[:]
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "a number": lambda m: setattr(m, "eps", 0.25),
     "the type of a number": lambda m: setattr(m, "eps", True),
@@ -72,6 +77,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a parameter for a buffer": lambda m: m.norm.register_buffer("bias2", torch.zeros(4)),
     "ties": tie,
     "shared memory": share,
+    "one memory": share_all,
     "values of a tensor that is no weight": lambda m: m.offset.add_(1),
     "a function that no import gives": lambda m: setattr(m, "act", lambda x: x + 1),
     "a bound method": lambda m: setattr(m, "act", m.features),
@@ -295,12 +301,16 @@ def test_which_of_two_classes_of_one_name() -> None:
     def made(factor: float) -> Any:
         return type("Inner", (nets.Small,), {"forward": lambda self, x: factor * self.conv(x)})
 
-    def pair(one: float, two: float) -> Any:
-        model: Any = small()
-        model.one, model.two = made(one)().eval(), made(two)().eval()
-        return model
+    def acting(factor: float) -> Any:
+        return lambda x: factor * x
 
-    assert digest(pair(2.0, 3.0)) != digest(pair(3.0, 2.0))
+    def key(order: tuple[int, ...], make: Callable[[float], Any], part: Callable[[Any], Any]) -> str:
+        kinds = [make(2.0), make(3.0)]
+        return digest(weird(small(), [part(kinds[i]) for i in order]))
+
+    orders = [(0, 1, 0), (0, 1, 1), (1, 0, 0)]
+    for make, part in ((made, lambda kind: kind().eval()), (made, lambda kind: kind), (acting, lambda act: act)):
+        assert len({key(order, make, part) for order in orders}) == len(orders)
 
 
 def test_a_module_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
