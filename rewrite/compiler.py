@@ -7,8 +7,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rewrite.cache.keys import identity_or_none
 from rewrite.errors import PlanError
 from rewrite.events import emit
+from rewrite.graph import is_random
 from rewrite.result.modes import uncollected
 from rewrite.result.reading import constants_of
 from rewrite.revival import revive
@@ -68,7 +70,9 @@ class Compiler:
         entry = None if self.cache is None else self.cache.entry(self.model, self.recipe, args, kwargs)
         program = None if entry is None else self._restore(entry, args, kwargs, started)
         if program is None:
-            program = self._make(args, kwargs)
+            # as the model is before it is captured: until the program is saved it may change
+            identity = identity_or_none(self.model)[0] if entry is None else entry.key.identity
+            program = self._make(args, kwargs, identity)
             if entry is not None:
                 entry.store(self.model, program)
         return program
@@ -95,7 +99,7 @@ class Compiler:
     def _settings(self) -> Settings:
         return self.recipe.settings(method_of(self.model))
 
-    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], identity: str | None) -> Program:
         captured = capture(self.model, args, kwargs, training=self.training)
         rewriting = self._rewriting(captured)
         verdict = None
@@ -108,7 +112,9 @@ class Compiler:
         original = captured.graph
         sample = sample_of(original, captured.flat_inputs)
         original.weights = constants_of(captured.model, original)
-        return replace(program, captured=_slim(original), sample=sample, settings=self._settings())
+        if any(is_random(node) for node in original.nodes):  # which no comparison of values can check
+            identity = None
+        return replace(program, captured=_slim(original), sample=sample, settings=self._settings(), identity=identity)
 
     def _rewriting(self, captured: Capture) -> Rewriting:
         try:

@@ -6,29 +6,34 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from rewrite import compat
 from rewrite.artifact import graphs_of
-from rewrite.errors import ArtifactError
+from rewrite.errors import ArtifactError, CaptureError
 from rewrite.lowering import written_weights
 from rewrite.result import Program
 from rewrite.result.reading import constants_of, holder
-from rewrite.trace import isolated
+from rewrite.trace import isolated, replica
+from rewrite.trace.compare import difference
 from rewrite.trace.guard import check_call
 from rewrite.trace.judge import judge, takes_one_row
 from rewrite.trace.rehearse import rehearse
+from rewrite.trace.twin import clones
 from rewrite.verify import sample_of, verify_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import torch
     from torch import nn
 
     from rewrite.artifact import StoredProgram
     from rewrite.graph import Graph
     from rewrite.recipe import Settings
+
+
+_LARGE = 64.0
 
 
 def revive(
@@ -44,7 +49,8 @@ def revive(
 ) -> Program:
     """A stored program over the weights of a model, folded values computed anew.
 
-    The model is called twice and compared with the captured graph, then with the rewritten program.
+    The model is called twice and compared with the captured graph, again on larger inputs, then with the rewritten
+    program. None of that shows all that a model does: the caller has to know that the program was made of this model.
 
     Args:
         model: the model, in evaluation mode.
@@ -62,7 +68,7 @@ def revive(
     """
     started = time.perf_counter()
     check_call(model, args, kwargs, training=False)
-    _check_weights(model, stored)
+    check_weights(model, stored)
     graphs = graphs_of(stored.graphs, device=_moved_to(model, stored.weights))
     captured, graph = graphs["captured"], graphs["rewritten"]
     for each in (captured, graph):
@@ -70,6 +76,7 @@ def revive(
     graph.weights.update(graph.program.evaluate(graph.weights))
     with isolated(model):
         judge(model, captured, rehearse(model, args, kwargs), args, kwargs)
+        _judge_large(model, captured, args, kwargs)
         one_row = stored.one_row and takes_one_row(model, captured, args, kwargs)
     seconds = time.perf_counter() - started
     verdict = verify_whole(model, captured, graph, args, kwargs) if whole else None
@@ -77,10 +84,43 @@ def revive(
     report = replace(stored.report, model_verdict=verdict, time=split, notes=(*stored.report.notes, note))
     sample = sample_of(captured, compat.tree_flatten((args, kwargs))[0])
     captured.weights = constants_of(model, captured)
-    return Program(graph, report, stored.value_rules, one_row, split, stored.plan, captured, sample, settings)
+    return Program(
+        graph, report, stored.value_rules, one_row, split, stored.plan, captured, sample, settings, stored.identity
+    )
 
 
-def _check_weights(model: nn.Module, stored: StoredProgram) -> None:
+def _judge_large(model: nn.Module, captured: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Compare the outputs of the model and of the graph for much larger inputs, where clamps and thresholds act.
+
+    Raises:
+        CaptureError: they differ.
+    """
+    flat, spec = compat.tree_flatten((args, kwargs))
+    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in flat):
+        return
+    large = [leaf * _LARGE if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in flat]
+    program = captured.to_module({name: captured.weights[name].clone() for name in written_weights(captured)})
+    with replica(model) as source, torch.no_grad():
+        try:
+            expected = _outputs(source, large, spec)
+        except Exception:  # the model itself may not take them
+            return
+        found = _outputs(program, large, spec)
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        text = difference(a, b)
+        if text:
+            raise CaptureError(
+                f"the graph is not what {type(model).__name__} computes for inputs {_LARGE:g} times as large: output "
+                f"{i} {text}"
+            )
+
+
+def _outputs(module: nn.Module, flat: list[Any], spec: compat.TreeSpec) -> list[Any]:
+    args, kwargs = compat.tree_unflatten(clones(flat), spec)
+    return compat.tree_flatten(module(*args, **kwargs))[0]
+
+
+def check_weights(model: nn.Module, stored: StoredProgram) -> None:
     """Compare the model's tensors with those that a program was captured with.
 
     Raises:

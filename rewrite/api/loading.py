@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rewrite.api.arguments import lowering_of, pipeline_of
 from rewrite.artifact import Artifact, refusing, unpacked
 from rewrite.cache import default_cache
+from rewrite.cache.keys import identity_or_none
 from rewrite.compiler import Compiler
 from rewrite.errors import CaptureError, InputError, PipelineError, RewriteError, VerificationError, reason_of
+from rewrite.events import emit
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, Shapes, from_artifact
 from rewrite.result.modes import neutral
-from rewrite.revival import revive
+from rewrite.revival import check_weights, revive
 from rewrite.trace import bound, check_model, unwrap
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from rewrite.artifact import StoredProgram
     from rewrite.lowering import Lowering
     from rewrite.recipe import Settings
     from rewrite.result import Policy, Program
@@ -43,7 +46,9 @@ def load(
     it takes the calls that were saved, with any batch. Each program has to give the outputs that were saved with it.
 
     With ``model`` the result is over the model's own weights, which it follows as that of :func:`optimize` does; calls
-    that were not saved are captured. Each program is compared with the model on the saved sample.
+    that were not saved are captured. Each program is compared with the model on the saved sample. Where the model is
+    not the one that was saved (another attribute, other code, another device), where it holds something that cannot be
+    compared, and where random numbers are drawn, the saved calls are captured anew; the log tells.
 
     Nothing is imported for a file, and no code of it runs: it names operators of torch that compute, and of the model
     only ``forward`` is called, or what ``method`` names. How much time and memory they need is up to the file. What
@@ -51,7 +56,8 @@ def load(
 
     Args:
         path: the file.
-        model: the model that was saved, or one of the same architecture and dtype, in evaluation mode; not changed.
+        model: the model that was saved, or one with weights of the same names, shapes and dtypes, in evaluation mode;
+            not changed.
         method: with ``model``, the method that was saved, as in :func:`optimize`.
         lower: as in :func:`optimize`.
         any_torch: take a file that was saved with another torch.
@@ -60,7 +66,8 @@ def load(
     Raises:
         ArtifactError: the file is damaged, of another format or torch, or does not fit the model.
         VerificationError: a program does not compute what it should.
-        InputError: an argument does not fit.
+        InputError: an argument does not fit, or a saved call has to be captured anew by a pipeline that no name tells.
+        CaptureError: the model cannot be captured for a saved call.
         OSError: the file cannot be read.
     """
     lowering, shapes = lowering_of(lower), Shapes(on_new_shape)
@@ -84,11 +91,16 @@ def _over(
     note = f"loaded from {name}: its matches were verified when it was made, the whole model again"
     with refusing(f"{name} cannot be read"):
         compile_program = _compiler(model, artifact.settings)
+    kind = type(model).__name__
+    identity, doubt = identity_or_none(model)
     programs, outdated = [], []
     for stored in artifact.programs:
         with refusing(f"{name} cannot be read"):
             args, kwargs = stored.example(_device(model))
-        if stored.value_rules:  # which held for the weights that the model had then
+            check_weights(model, stored)
+        reason = _outdated(stored, identity, doubt)
+        if reason:
+            emit("load-anew", f"{kind}: a saved program is made anew: {reason}", model=kind, reason=reason)
             with neutral():
                 outdated.append(compile_program(args, kwargs))
             continue
@@ -99,10 +111,21 @@ def _over(
                 )
         except (CaptureError, InputError) as error:
             raise VerificationError(
-                f"{name} is no program of this {type(model).__name__}: {reason_of(error)}; pass the model that was "
+                f"{name} is no program of this {kind}: {reason_of(error)}; pass the model that was "
                 "saved, or optimize this one"
             ) from error
     return OptimizedModule(model, compile_program, lowering, [*programs, *outdated], shapes=shapes)
+
+
+def _outdated(stored: StoredProgram, identity: str | None, doubt: str) -> str:
+    """Why a saved program is not for a model of this identity; '' where it is."""
+    if stored.value_rules:
+        return f"the rule '{stored.value_rules[0]}' held for the weights that the model had then"
+    if identity is None:
+        return doubt
+    if stored.identity is None:
+        return "it draws random numbers, or the model that was saved held what cannot be compared"
+    return "" if stored.identity == identity else "the model is not the one that was saved"
 
 
 def _device(model: nn.Module) -> torch.device | None:

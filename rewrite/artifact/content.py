@@ -38,7 +38,7 @@ class StoredProgram:
     Attributes:
         graphs: the graphs ``"captured"`` and ``"rewritten"`` as JSON.
         report: of the run that made it.
-        one_row, value_rules, plan: as in :class:`~rewrite.result.Program`.
+        one_row, value_rules, plan, identity: as in :class:`~rewrite.result.Program`.
         constants: the tensors that belong to the program alone, by name.
         sample: flat inputs of a call.
         outputs: all flat outputs for it, values of mutations last.
@@ -52,6 +52,7 @@ class StoredProgram:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     sample: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
+    identity: str | None = None
 
     @property
     def weights(self) -> dict[str, Mapping[str, Any]]:
@@ -126,6 +127,7 @@ class Artifact:
                 "graphs": program.graphs,
                 "one_row": program.one_row,
                 "value_rules": list(program.value_rules),
+                "identity": program.identity,
                 "constants": list(program.constants),
                 "sample": _leaves(program.sample, f"program {i}/input", samples),
                 "outputs": _leaves(program.outputs, f"program {i}/output", samples),
@@ -177,6 +179,7 @@ class Artifact:
                     {name: tensors.pop(f"program {i}/{name}") for name in each["constants"]},
                     _values(each["sample"], samples),
                     _values(each["outputs"], samples),
+                    each["identity"],
                 )
                 for i, (each, report, plan) in enumerate(zip(data["programs"], reports, plans, strict=True))
             )

@@ -1,204 +1,301 @@
-"""Code as digests: the functions of classes, what they call by name, and what globals they read, as they are now.
+"""Code as digests: what the forward of a model can run, as it is in memory, with all values that it can reach.
 
-Files alone do not tell: a method may have been replaced since it was imported, and a file may have been edited. Code of
-torch and of the standard library goes by its version. Large containers and objects of such libraries are not looked
-into; a program that depends on them is found out when it is compared with the model.
+Files alone do not tell: a method may have been replaced since it was imported, and a file may have been edited. The
+walk begins at ``forward``. Code reaches the globals that it names, and of every class whose objects it can hold the
+methods that some code names, those that Python or a base class calls unnamed, and, where code asks for attributes by
+computed names, all of them. Code of torch, of the standard library and of this project goes by its version.
 """
 
 from __future__ import annotations
 
-import contextlib
+import builtins
+import dataclasses
+import dis
 import functools
-import hashlib
+import operator
 import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from rewrite.artifact.tensors import pack
-from rewrite.trace.compare import PLAIN
+from rewrite.cache.fingerprint import DoubtError
+from rewrite.cache.payload import text_of
+from rewrite.cache.versioned import is_itself, is_original, is_versioned, namespaces, outside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rewrite.cache.fingerprint import Fingerprint
 
-_CONTAINERS = (tuple, list, set, frozenset, dict)
-_MANY = 256
-"""Containers of more are tables of other things than what a call depends on."""
-
-
-_NO_CODE = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slotnames__"})
+_NOTES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slotnames__"})
 """What classes have that no call depends on, the last only since an object was copied."""
 
+_MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__set_name__", "__init_subclass__", "__class_getitem__"})
+"""Methods that run only where a class is given arguments, or made."""
 
-def is_versioned(module: str | None) -> bool:
-    """Whether the code of a module goes by a version: torch, Python, and this project."""
-    top = (module or "").partition(".")[0]
-    return top in sys.stdlib_module_names or top in ("torch", "rewrite")
+_COMPUTED = (operator.attrgetter, operator.methodcaller)
+"""Like ``getattr``, what finds attributes by names that may be computed."""
+
+_FRAMES = frozenset({"__annotations__", "__globals__", "__subclasses__", "f_back", "f_globals", "f_locals"})
+"""Names of what comes from code or classes to what nothing names."""
+
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")
+_MISSING = object()
 
 
 class Code:
-    """Walks through code and adds it to a fingerprint.
+    """Walks through code and adds it to a fingerprint, until all that was met is in it.
+
+    Args:
+        digest: what the walk begins with, and adds to.
+        names: of the methods that are called from outside.
 
     Attributes:
         modules: the names of the modules whose code was met.
     """
 
-    def __init__(self, digest: Fingerprint):
+    def __init__(self, digest: Fingerprint, names: Iterable[str]):
         self.modules: dict[str, None] = {}
         self._digest = digest
-        self._seen: set[Any] = set()
-        self._kept: list[Any] = []
+        self._names = set(names)
+        self._done: set[Any] = set()
+        self._every = self._making = False  # whether code gets at all attributes of an object, and at its class
 
-    def add(self, classes: Iterable[type], functions: Iterable[types.FunctionType]) -> None:
-        """Add classes with their bases, and functions, and all that they call by name."""
-        for each in (*classes, *functions):
-            self._object(each)
+    def walk(self) -> None:
+        """Add the code behind the values of the fingerprint.
 
-    def _object(self, value: Any, names: Iterable[str] = ()) -> None:
-        """Add what a global or an attribute of a class is; ``names`` are those that the code uses."""
-        value = _unwrapped(value)
-        if isinstance(value, PLAIN) or _is_plain(value):
-            self._digest.text(_plain_text(value))
-        elif isinstance(value, property):
-            self._object(value.fget)
-        elif isinstance(value, functools.partial):
-            for part in (value.func, value.args, value.keywords):
-                self._object(part)
-        elif isinstance(value, types.FunctionType):
-            self._function(value)
-        elif isinstance(value, type):
-            self._class(value)
-        elif isinstance(value, types.ModuleType):
-            self._module(value, names)
-        elif isinstance(value, Tensor):
-            self._digest.text(hashlib.sha256(pack({"": value})[0]).hexdigest())
-        elif type(value) in _CONTAINERS:
-            self._container(value)
-        elif isinstance(value, nn.Module) or not is_versioned(type(value).__module__):
-            self._instance(value)
+        Raises:
+            DoubtError: code that reaches what cannot be seen.
+        """
+        self._replaced()
+        while True:
+            before = len(self._done)
+            classes = self._digest.classes
+            self._every |= any(each in classes for each in _COMPUTED)
+            self._making |= classes.get(type, False)
+            for function, name in list(self._digest.functions.items()):
+                if self._first_time(function):
+                    self._function(function, name)
+            for kind, itself in list(self._digest.classes.items()):
+                originals = [base for base in kind.__mro__ if base is not object and is_itself(base)]
+                for base in kind.__mro__:
+                    if base in originals:
+                        self._original(base)
+                    elif base is not object:
+                        self._class(base, itself, originals)
+            if len(self._done) == before:
+                return
 
-    def _container(self, value: Any) -> None:
-        if id(value) in self._seen or len(value) > _MANY or isinstance(value, (set, frozenset)):
-            return
-        self._keep(value)
-        for item in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
-            self._object(item)
-
-    def _instance(self, value: Any) -> None:
-        if id(value) in self._seen:
-            return
-        self._keep(value)
-        self._class(type(value))
-        with contextlib.suppress(TypeError, BufferError):  # no buffer, or one with gaps
-            self._digest.text(hashlib.sha256(memoryview(value)).hexdigest())
-        for key, item in getattr(value, "__dict__", {}).items():
-            self._digest.text(key)
-            self._object(item)
-
-    def _keep(self, value: Any) -> None:
-        self._seen.add(id(value))
-        self._kept.append(value)  # an id holds as long as its object
-
-    def _first_time(self, value: Any) -> bool:
-        module = getattr(value, "__module__", None)
-        self._digest.text(module, value.__qualname__)
-        if value in self._seen or is_versioned(module):
+    def _first_time(self, key: Any) -> bool:
+        if key in self._done:
             return False
-        self._seen.add(value)
-        if module is not None:
-            self.modules[module] = None
+        self._done.add(key)
         return True
 
-    def _class(self, value: type) -> None:
-        if not self._first_time(value):
-            return
-        for base in value.__bases__:
-            self._class(base)
-        for key, item in sorted(vars(value).items()):
-            if key not in _NO_CODE:
-                self._digest.text(key)
-                self._object(item)
+    def _replaced(self) -> None:
+        """Add the functions that torch's code finds by their names, and all of those that are not torch's own."""
+        for space in namespaces():
+            for name, value in vars(space).items():
+                if not isinstance(value, (type, types.ModuleType)) and callable(value):
+                    self._found(value, f"{space.__name__}.{name}")
 
-    def _function(self, value: types.FunctionType) -> None:
-        if not self._first_time(value):
+    # -- classes ------------------------------------------------------------------------------------------------------
+
+    def _class(self, value: type, itself: bool, originals: list[type]) -> None:
+        """Add those attributes of a class that can be reached, be it by the code of other bases of a subclass."""
+        name = f"{value.__module__}.{value.__qualname__}"
+        if self._first_time((value, "class")):
+            self._note(value.__module__)
+            self._digest.text("class", name, [f"{base.__module__}.{base.__qualname__}" for base in value.__mro__])
+            self._digest.text(*sorted(vars(value).keys() - _NOTES))
+            self._digest.value_of_class(type(value), f"the metaclass of {name}")
+        for key, item in sorted(vars(value).items()):
+            if key in _NOTES or (value, key) in self._done:
+                continue
+            if key in _MAKERS:
+                reached = itself or self._making
+            elif key.startswith("__") and key.endswith("__"):
+                reached = key in self._names or callable(item) or hasattr(item, "__get__")
+            else:
+                reached = key in self._names or self._every or any(key in vars(base) for base in originals)
+            if reached:
+                self._done.add((value, key))
+                self._digest.text(name, key)
+                self._attribute(item, f"{name}.{key}")
+
+    def _original(self, value: type) -> None:
+        """Add what a class that goes by its version has, and all of what has been replaced in it."""
+        if self._first_time((value, "class")):
+            for key, item in sorted(vars(value).items()):
+                if key not in _NOTES:
+                    self._found(_unwrapped(item), f"{value.__qualname__}.{key}")
+
+    def _found(self, value: Any, name: str) -> None:
+        """Add the name of what code of torch or Python finds, or its text; all of a function that is of neither."""
+        text = text_of(value)
+        if text is None:
+            text = f"{type(value).__qualname__} {getattr(value, '__module__', '')} {getattr(value, '__qualname__', '')}"
+        self._digest.text(name, text)
+        if isinstance(value, types.FunctionType) and not is_original(value):
+            self._digest.value(value, name)
+
+    def _attribute(self, item: Any, name: str) -> None:
+        if isinstance(item, property):
+            for part in (item.fget, item.fset, item.fdel):
+                self._digest.value(part, name)
+        else:
+            self._digest.value(_unwrapped(item), name)
+
+    # -- functions ----------------------------------------------------------------------------------------------------
+
+    def _function(self, value: types.FunctionType, name: str) -> None:
+        code, home = value.__code__, value.__globals__.get("__name__")
+        if is_original(value):
+            self._digest.text("original", home, code.co_qualname, code.co_firstlineno)
+            if not is_itself(value):  # a decorator around what may be anything
+                self._closure(value, name)
+            reason = outside(_Home(home, value.__qualname__))
+            if reason:
+                raise DoubtError(f"{name} is {reason}")
             return
-        code = value.__code__
+        if not code.co_filename.startswith("<"):  # else the class that it was generated for has the module
+            self._note(home)
+        called = f"{home}.{value.__qualname__}"
         self._code(code)
-        for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()):
-            self._object(default)
-        for cell in value.__closure__ or ():
+        self._closure(value, called)
+        for part in (value.__defaults__, value.__kwdefaults__, vars(value)):
+            self._digest.value(part, called)
+        for each in _nested(code):
+            self._reached(each, value, called)
+
+    def _note(self, module: Any) -> None:
+        if not is_versioned(module):
+            self.modules[str(module)] = None
+
+    def _closure(self, value: types.FunctionType, name: str) -> None:
+        for key, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
-                self._object(cell.cell_contents)
+                held = cell.cell_contents
             except ValueError:  # a variable that has no value yet
                 self._digest.text("empty")
-        # what a decorator wraps
-        self._object(getattr(value, "__wrapped__", None))
-        names = sorted(set(_names(code)))
-        for name in names:
-            if name in value.__globals__:
-                self._digest.text(name)
-                self._object(value.__globals__[name], names)
+                continue
+            if key == "__class__" and isinstance(held, type):  # what super() needs
+                self._digest.value_of_class(held, name)
+            else:
+                self._digest.value(held, f"{name}.{key}")
 
-    def _module(self, value: types.ModuleType, names: Iterable[str]) -> None:
-        """Add what code may use of a module: whatever has a name that the code mentions."""
-        if is_versioned(value.__name__):
-            return
-        for name in names:
-            if name in vars(value):
-                self._digest.text(value.__name__, name)
-                self._object(vars(value)[name])
+    def _reached(self, code: types.CodeType, function: types.FunctionType, name: str) -> None:
+        """Add what code names."""
+        steps = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "CACHE")]
+        names = {str(name) for name in code.co_names}
+        for constant in code.co_consts:
+            if isinstance(constant, str):
+                names.update(part for part in constant.split(".") if part.isidentifier())
+        frames = names & _FRAMES
+        if frames:
+            raise DoubtError(f"{name} reads '{min(frames)}', which reaches what cannot be seen")
+        self._names |= names
+        self._every |= not names.isdisjoint(("__dict__", "__getattribute__"))
+        for i, step in enumerate(steps):
+            if step.opname in _GLOBALS:
+                value, called = _followed(function.__globals__, steps, i)
+                self._digest.text(called)
+                if value is dataclasses.fields:
+                    self._names.add("__dataclass_fields__")
+                if value is getattr:  # a name that is a constant of the code is among its names
+                    self._every |= not _is_constant(steps[i + 1 : i + 3])
+                elif value is not _MISSING:
+                    self._digest.value(value, f"{called} in {name}")
+            elif step.argval == "__class__":  # as super() takes it, or of which an attribute is taken
+                after = steps[i + 1].opname if i + 1 < len(steps) else ""
+                self._making |= steps[i - 1].argval != "super" and after not in _ATTRIBUTES
+            elif step.opname == "IMPORT_NAME":
+                named = [each for part in _nested(function.__code__) for each in part.co_names]
+                for module in {step.argval.partition(".")[0]: 0, step.argval: 0}:
+                    if steps[i - 2].argval != 0 or module not in sys.modules or not is_versioned(module):
+                        raise DoubtError(f"{name} imports '{step.argval}' when it runs")
+                    self._imported(sys.modules[module], named, name)
+
+    def _imported(self, module: types.ModuleType, names: list[str], name: str) -> None:
+        """Add whatever an imported module has under one of the names that code mentions."""
+        for each in names:
+            item = vars(module).get(each, _MISSING)
+            if item is _MISSING or not self._first_time((module.__name__, each)):
+                continue
+            self._digest.text(module.__name__, each)
+            if isinstance(item, types.ModuleType):
+                self._imported(item, names, name)
+            else:
+                self._digest.value(item, f"{module.__name__}.{each} in {name}")
 
     def _code(self, code: types.CodeType) -> None:
         self._digest.text(
             code.co_name, code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
             code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags,
+            code.co_exceptiontable.hex(),
         )  # fmt: skip
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._code(constant)
             else:
-                self._digest.text(_plain_text(constant))
+                self._digest.value(constant, code.co_name)
+
+
+class _Home:
+    """What :func:`outside` needs to know of a function whose module another name may hide."""
+
+    def __init__(self, module: Any, qualname: str):
+        self.__module__, self.__qualname__ = str(module), qualname
+
+
+def _followed(space: dict[str, Any], steps: list[dis.Instruction], i: int) -> tuple[Any, str]:
+    """What a global is, and its name; of a module the attribute that code goes on to."""
+    name = str(steps[i].argval)
+    value = space.get(name, vars(builtins).get(name, _MISSING))
+    while isinstance(value, types.ModuleType):
+        i += 1
+        if i == len(steps) or steps[i].opname not in _ATTRIBUTES:
+            return value, name
+        name = f"{name}.{steps[i].argval}"
+        value = _of_module(value, str(steps[i].argval))
+    return value, name
+
+
+def _is_constant(steps: list[dis.Instruction]) -> bool:
+    """Whether these are the steps to a variable and to a text."""
+    return len(steps) == 2 and steps[0].opname.startswith("LOAD_FAST") and isinstance(steps[1].argval, str) and (
+        steps[1].opname == "LOAD_CONST"
+    )  # fmt: skip
+
+
+def _of_module(module: types.ModuleType, name: str) -> Any:
+    """An attribute of a module.
+
+    Raises:
+        DoubtError: the module computes its attributes.
+    """
+    if name in vars(module):
+        return vars(module)[name]
+    if is_versioned(module.__name__) or type(module).__module__ == "torch._ops":
+        return getattr(module, name, _MISSING)
+    if "__getattr__" in vars(module) or type(module) is not types.ModuleType:
+        raise DoubtError(f"the module '{module.__name__}' computes its attributes")
+    return _MISSING
 
 
 def _unwrapped(value: Any) -> Any:
-    """What a decorator or descriptor is around."""
+    """What a descriptor is around."""
     while True:
         if isinstance(value, (staticmethod, classmethod)):
             value = value.__func__
         elif isinstance(value, functools.cached_property):
             value = value.func
-        elif callable(value) and not isinstance(value, (type, types.FunctionType)) and hasattr(value, "__wrapped__"):
-            value = value.__wrapped__
         else:
             return value
 
 
-def _names(code: types.CodeType) -> Iterable[str]:
-    yield from code.co_names
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
-def _is_plain(value: Any, depth: int = 3) -> bool:
-    """Whether a value is a small container of plain values."""
-    if isinstance(value, PLAIN) or value is Ellipsis:
-        return True
-    if type(value) not in _CONTAINERS or len(value) > _MANY or depth == 0:
-        return False
-    items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
-    return all(_is_plain(item, depth - 1) for item in items)
-
-
-def _plain_text(value: Any) -> str:
-    """A plain value as text; sets in a fixed order."""
-    if isinstance(value, (set, frozenset)):
-        return f"{type(value).__name__}({sorted(map(_plain_text, value))})"
-    if isinstance(value, dict):
-        return f"dict({[(_plain_text(key), _plain_text(item)) for key, item in value.items()]})"
-    if type(value) in (tuple, list):
-        return f"{type(value).__name__}({list(map(_plain_text, value))})"
-    return f"{type(value).__name__} {value!r}"
+            yield from _nested(constant)

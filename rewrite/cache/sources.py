@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewrite.cache.code import is_versioned
+from rewrite.cache.versioned import is_versioned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -17,8 +17,7 @@ import platformdirs
 
 from rewrite.artifact import Artifact, StoredProgram, packed, stored_graphs, unpacked, write
 from rewrite.artifact.container import FORMAT
-from rewrite.cache.fingerprint import DoubtError
-from rewrite.cache.keys import Key, key_of
+from rewrite.cache.keys import Key, key_of, reason_of
 from rewrite.cache.sources import sources_of, unchanged
 from rewrite.events import emit
 from rewrite.result.reading import constants_of
@@ -65,7 +64,7 @@ class ProgramCache:
         try:
             key = key_of(model, recipe, args, kwargs)
         except Exception as doubt:  # a model may hold anything, and what cannot be looked at is not cached
-            reason = str(doubt) if isinstance(doubt, DoubtError) else repr(doubt)
+            reason = reason_of(doubt)
             emit("cache-off", f"{name}: not cached: {reason}", model=name, reason=reason)
             return None
         return Entry(self, name, key, self.directory / f"programs-{FORMAT}" / f"{key.digest}.rewrite")
@@ -107,6 +106,9 @@ class Entry:
         if program.value_rules:
             self._off(f"the rule '{program.value_rules[0]}' holds for the present weights only")
             return
+        if program.identity is None:
+            self._off("it draws random numbers, which no comparison checks")
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write(self.path, self._packed(model, program))
@@ -128,7 +130,7 @@ class Entry:
             constants.pop(name, None)
         stored = StoredProgram(
             stored_graphs(captured, program.graph), program.report, program.one_row, plan=program.plan,
-            constants=constants,
+            constants=constants, identity=program.identity,
         )  # fmt: skip
         members = Artifact(self.name, settings, (stored,)).members()
         members[_SOURCES] = json.dumps(sources_of(self.key.modules, captured)).encode()
@@ -136,7 +138,7 @@ class Entry:
 
     def _drop_oldest(self) -> None:
         """Delete what has not been used for longest, until the directory is within its limit."""
-        files = sorted(_files(self.path.parent), key=lambda file: file[1])
+        files = sorted(_files(self.cache.directory), key=lambda file: file[1])
         excess = sum(size for _, _, size in files) - self.cache.limit
         for path, _, size in files:
             if excess <= 0:
@@ -146,9 +148,9 @@ class Entry:
                 excess -= size
 
 
-def _files(directory: Path) -> Iterator[tuple[str, int, int]]:
-    """Path, time of last use and size of every file; one that vanishes meanwhile is left out."""
-    for file in os.scandir(directory):
+def _files(directory: Path) -> Iterator[tuple[Path, int, int]]:
+    """Path, time of last use and size of every entry, of any format; one that vanishes meanwhile is left out."""
+    for file in directory.glob("programs-*/*.rewrite"):
         with contextlib.suppress(OSError):
             found = file.stat()
-            yield file.path, found.st_mtime_ns, found.st_size
+            yield file, found.st_mtime_ns, found.st_size

@@ -28,6 +28,8 @@ class Program:
             then the program cannot be saved.
         sample: the flat inputs of the example, of a free batch two rows.
         settings: how the program was made.
+        identity: what the model was when it was captured, as :func:`~rewrite.cache.keys.identity_of` has it; None where
+            that was in doubt, or where random numbers are drawn.
         standalone: whether the folded values are all there is: what they were computed from is gone.
     """
 
@@ -40,4 +42,5 @@ class Program:
     captured: Graph | None = None
     sample: tuple[Any, ...] = ()
     settings: Settings | None = None
+    identity: str | None = None
     standalone: bool = False

@@ -138,7 +138,7 @@ def _program(
     time = {phase: seconds for phase, seconds in stored.report.time.items() if phase != "lowering"}
     return Program(
         graph, replace(stored.report, time=time), stored.value_rules, stored.one_row, time, stored.plan, captured,
-        tuple(stored.inputs(device)), artifact.settings, standalone=True,
+        tuple(stored.inputs(device)), artifact.settings, stored.identity, standalone=True,
     )  # fmt: skip
 
 

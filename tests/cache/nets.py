@@ -73,7 +73,7 @@ class Small(nn.Module):
         self.options = Options()
         self.act = leak
         self.layer: Any = functools.partial(nn.LayerNorm, eps=1e-6)
-        self.offset = torch.randn(channels)
+        self.offset = torch.linspace(-1, 1, channels)
 
     def forward(self, x: Tensor, scale: float = 1.0, *, shift: Tensor | None = None) -> Tensor:
         y = self.act(self.norm(self.conv(x))).mean((2, 3)) * scale + self.eps

@@ -50,6 +50,11 @@ def share(model: Any) -> None:
     model.norm.running_mean, model.norm.running_var = joint[:4], joint[4:]
 
 
+def share_all(model: Any) -> None:
+    joint = torch.zeros(4)
+    model.norm.running_mean, model.norm.running_var = joint, joint[:]
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "a number": lambda m: setattr(m, "eps", 0.25),
     "the type of a number": lambda m: setattr(m, "eps", True),
@@ -72,6 +77,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a parameter for a buffer": lambda m: m.norm.register_buffer("bias2", torch.zeros(4)),
     "ties": tie,
     "shared memory": share,
+    "one memory": share_all,
+    "values of a tensor that is no weight": lambda m: m.offset.add_(1),
+    "a function that no import gives": lambda m: setattr(m, "act", lambda x: x + 1),
+    "a bound method": lambda m: setattr(m, "act", m.features),
 }
 
 
@@ -139,7 +148,7 @@ def test_an_input_that_is_given_twice_or_is_a_weight() -> None:
         Recipe(RECIPE.pipeline, fuel=3),
         Recipe(Pipeline((nets.Maximum(),))),
     ],
-    ids=str,
+    ids=["steps", "option", "exclude", "thorough", "off", "fuel", "rule"],
 )
 def test_the_recipe(recipe: Recipe) -> None:
     assert digest(recipe=recipe) != digest()
@@ -160,7 +169,6 @@ def test_the_method() -> None:
         ("tests.cache.nets.Small", "power", 3),
         ("tests.cache.nets", "leak", lambda x, slope=None: x + 1),
         ("tests.cache.nets", "SLOPE", 0.5),
-        ("tests.cache.nets", "TABLE", {"power": 3}),
         ("rewrite.cache.keys", "FORMAT", 0),
     ],
 )
@@ -170,6 +178,16 @@ def test_code_that_was_replaced(monkeypatch: pytest.MonkeyPatch, place: str, nam
     if name == "leak":
         model.act = value
     assert _digest_or_doubt(model) != before
+
+
+@pytest.mark.parametrize("value", [{"power": 3}, {"power": 2.0}])
+def test_a_table_that_was_replaced(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """Only the method that reads it depends on it."""
+    model, other = small(), bound(small(), "features")
+    before = digest(model), digest(other)
+    monkeypatch.setattr(nets, "TABLE", value)
+    assert digest(model) == before[0]
+    assert digest(other) != before[1]
 
 
 def write_layer() -> None:
@@ -188,12 +206,14 @@ def write_layer() -> None:
         lambda: nets.HALF.keywords.update(by=0.25),
         lambda: setattr(nets.cached.__wrapped__, "__defaults__", (3,)),
     ],
+    ids=["tensor", "array", "list", "attribute", "layer", "partial", "function"],
 )
 def test_globals_that_were_written(change: Callable[[], Any]) -> None:
-    before = digest()
-    assert digest() == before
+    model = bound(small(), "configure")
+    before = digest(model)
+    assert digest(model) == before
     change()
-    assert digest() != before
+    assert digest(model) != before
 
 
 def _digest_or_doubt(model: nn.Module) -> str:
@@ -227,8 +247,12 @@ def test_versions_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- doubt ------------------------------------------------------------------------------------------------------------
 
 
-class Local:
-    pass
+class Held(nn.Module):
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = iter([])
 
 
 class Wrapped(Tensor):
@@ -244,17 +268,12 @@ DOUBTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hook": (lambda: edited(lambda m: m.head.register_forward_hook(lambda *_: None)), "Small.head has hooks"),
     "pre-hook": (lambda: edited(lambda m: m.register_forward_pre_hook(lambda *_: None)), "Small has hooks"),
     "forward": (lambda: edited(lambda m: setattr(m.head, "forward", m.head.forward)), "Small.head has a forward"),
-    "lambda": (lambda: weird(small(), lambda x: x), "lambda>, which no import gives"),
-    "object": (lambda: weird(small(), Local()), r"Small.more is a tests.cache.test_keys.Local"),
-    "bound method": (lambda: weird(small(), small().features), "builtins.method"),
+    "object": (lambda: weird(small(), iter([])), r"Small.more is a builtins.list_iterator"),
+    "module with slots": (lambda: weird(small(), Held()), "Small.more.held is a builtins.list_iterator"),
     "generator": (lambda: weird(small(), torch.Generator()), "Generator"),
     "subclass": (lambda: weird(small(), torch.ones(2).as_subclass(Wrapped)), "no plain tensor"),
     "sparse": (lambda: weird(small(), torch.eye(2).to_sparse()), "no plain tensor"),
-    "set of tuples": (lambda: weird(small(), {(1, 2)}), "a set of more than plain values"),
-    "parametrization": (
-        lambda: edited(lambda m: nn.utils.parametrizations.weight_norm(m.head)),
-        "ParametrizedLinear, which no import gives",
-    ),
+    "set of objects": (lambda: weird(small(), {nets.CONFIG}), "Small.more is a builtins.set"),
 }
 
 
@@ -265,12 +284,33 @@ def test_what_no_key_can_hold(name: str) -> None:
         digest(make())
 
 
-def test_a_class_that_a_function_made() -> None:
-    class Inner(nets.Small):
-        pass
+def test_classes_that_a_function_made() -> None:
+    def made(factor: float) -> type[nn.Module]:
+        class Inner(nets.Small):
+            def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+                return factor * self.conv(x)
 
-    with pytest.raises(DoubtError, match="Inner, which no import gives"):
-        digest(small(kind=Inner))
+        return Inner
+
+    first, again, other = (digest(small(kind=made(factor))) for factor in (2.0, 2.0, 3.0))
+    assert first == again
+    assert first != other
+
+
+def test_which_of_two_classes_of_one_name() -> None:
+    def made(factor: float) -> Any:
+        return type("Inner", (nets.Small,), {"forward": lambda self, x: factor * self.conv(x)})
+
+    def acting(factor: float) -> Any:
+        return lambda x: factor * x
+
+    def key(order: tuple[int, ...], make: Callable[[float], Any], part: Callable[[Any], Any]) -> str:
+        kinds = [make(2.0), make(3.0)]
+        return digest(weird(small(), [part(kinds[i]) for i in order]))
+
+    orders = [(0, 1, 0), (0, 1, 1), (1, 0, 0)]
+    for make, part in ((made, lambda kind: kind().eval()), (made, lambda kind: kind), (acting, lambda act: act)):
+        assert len({key(order, make, part) for order in orders}) == len(orders)
 
 
 def test_a_module_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

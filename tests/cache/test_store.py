@@ -164,6 +164,33 @@ def test_an_edited_source_is_a_miss(cache: Path, tmp_path: Path, monkeypatch: py
     assert len(entries(cache)) == 1
 
 
+class Noisy(nets.Small):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) + torch.rand(())
+
+
+class Tabled(nets.Small):
+    """A table of vectors that no module registers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = [nn.Embedding(10, 4)]
+
+    def forward(self, i: Tensor) -> Tensor:  # type: ignore[override]
+        return self.head(self.tables[0](i)).relu()
+
+
+def test_tensors_that_are_no_weights_of_the_model() -> None:
+    model, rows = small(kind=Tabled), torch.tensor([[0, 1, 2], [0, 1, 2]])
+    eager(model, rows)
+    assert is_hit(eager(small(kind=Tabled), rows))
+    with torch.no_grad():
+        model.tables[0].weight[5:] += 10  # type: ignore[index, union-attr]
+    fast = eager(model, rows)
+    assert not is_hit(fast)
+    assert close(fast(rows + 7), model(rows + 7))
+
+
 def test_what_is_switched_off_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eager(small(), cache=False)
     monkeypatch.setenv("TORCH_REWRITE_CACHE", "0")
@@ -181,13 +208,15 @@ def test_what_is_not_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None
         hooked = small()
         hooked.register_forward_hook(lambda *_: None)
         eager(hooked)
+        eager(small(kind=Noisy))
     assert not entries(cache)
     reasons = reasons_of("cache-off", caplog)
-    assert len(reasons) == 4
+    assert len(reasons) == 5
     assert "listeners" in reasons[0]
     assert "a plan decides what is done" in reasons[1]
     assert "'maximum-of-values' holds for the present weights only" in reasons[2]
     assert "has hooks" in reasons[3]
+    assert "draws random numbers" in reasons[4]
 
 
 class Twice(nets.Small):
@@ -202,6 +231,13 @@ class Wide(nets.Small):
         super().__init__(channels=6)
 
 
+class Clamped(nets.Small):
+    """The same as `Small` on inputs of the size of the example."""
+
+    def forward(self, x: Tensor, scale: float = 1.0, *, shift: Tensor | None = None) -> Tensor:
+        return super().forward(x, scale, shift=shift).clamp(-9, 9)
+
+
 class Fewer(nets.Small):
     def __init__(self) -> None:
         super().__init__()
@@ -211,21 +247,29 @@ class Fewer(nets.Small):
         return self.conv(x)
 
 
+def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key for whatever there is."""
+    monkeypatch.setattr("rewrite.cache.store.key_of", lambda *args: Key("same", "same", ("tests.cache.nets",)))
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
         (Twice, "CaptureError: the graph of Twice is not what the first call computes"),
         (Wide, r"ArtifactError: 'conv.weight' is float32\[6, 3, 3, 3\] in the model"),
         (Fewer, "ArtifactError: 'offset' is nothing in the model"),
+        (Clamped, "CaptureError: the graph is not what Clamped computes for inputs 64 times as large"),
     ],
+    ids=["twice", "wide", "fewer", "clamped"],
 )
 def test_an_entry_of_another_model_is_found_out(
     kind: type[nn.Module], words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever a key may not see: the checks of a fresh capture have the last word."""
-    monkeypatch.setattr("rewrite.cache.store.key_of", lambda *args: Key("same", ("tests.cache.nets",)))
+    one_key(monkeypatch)
     eager(small())
     model = small(kind=kind)
+    assert close(small(kind=Clamped)(X), small()(X)), "the example alone does not tell"
     with caplog.at_level(logging.INFO, "rewrite"):
         fast = eager(model)
     assert not is_hit(fast)
@@ -233,6 +277,36 @@ def test_an_entry_of_another_model_is_found_out(
     (reason,) = reasons_of("cache-miss", caplog)
     assert re.search(words, reason), reason
     assert is_hit(eager(small(kind=kind))), "the entry was replaced"
+
+
+class RowByRow(nets.Small):
+    """The same as `Small` on a batch of more than one."""
+
+    def forward(self, x: Tensor, scale: float = 1.0, *, shift: Tensor | None = None) -> Tensor:
+        y = super().forward(x, scale, shift=shift)
+        return y + 1 if x.shape[0] == 1 else y
+
+
+def test_an_entry_that_is_wrong_for_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_key(monkeypatch)
+    eager(small())
+    model = small(kind=RowByRow)
+    fast = eager(model)
+    assert is_hit(fast)
+    monkeypatch.undo()
+    assert close(fast(X), model(X))
+    assert close(fast(X[:1]), model(X[:1]))
+
+
+class Picky(nets.Small):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        torch._assert(bool((x.abs() < 9).all()) if not torch.compiler.is_compiling() else True, "too large")
+        return super().forward(x)
+
+
+def test_a_model_that_takes_no_large_inputs() -> None:
+    eager(small(kind=Picky))
+    assert is_hit(eager(small(kind=Picky)))
 
 
 def test_a_rewrite_that_is_wrong_for_the_model_is_found_out(cache: Path) -> None:
@@ -295,8 +369,16 @@ def test_the_oldest_entries_are_dropped(cache: Path) -> None:
     assert made[0].read() is not None, "used once more"
     made[3].store(model, program)
     assert [entry.path.exists() for entry in made] == [True, False, True, True]
+    older = cache / "programs-0" / "a.rewrite"
+    foreign = [cache / "programs-0" / "a.txt", cache / "b.rewrite"]
+    older.parent.mkdir()
+    for path in (older, *foreign):
+        path.write_bytes(b"")
+    os.utime(older, ns=(1, 1))
     ProgramCache(cache, limit=0).entry(model, recipe, (X,), {}).store(model, program)
     assert not any(entry.path.exists() for entry in made)
+    assert not older.exists(), "of another format"
+    assert all(path.exists() for path in foreign)
 
 
 def test_writers_and_readers_at_once(cache: Path) -> None:
