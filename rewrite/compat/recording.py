@@ -1,0 +1,57 @@
+"""Operators that are recorded, by exporters, traces and modes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch._subclasses.fake_tensor import FakeTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def is_recording() -> bool:
+    """Whether something sees each operator that runs: an export, a trace, or a mode that counts or logs them."""
+    return is_jit_tracing() or bool(torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch())
+
+
+def is_jit_tracing() -> bool:
+    """Whether ``torch.jit.trace`` records what runs."""
+    return torch._C._get_tracing_state() is not None
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Nothing sees what runs: no mode of dispatch or of functions, no trace."""
+    from torch.overrides import _pop_mode, _push_mode
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    jit: Any = torch._C
+    state = jit._get_tracing_state()
+    jit._set_tracing_state(None)
+    functions = [_pop_mode() for _ in range(jit._len_torch_function_stack())]
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(functions):
+            _push_mode(mode)
+        jit._set_tracing_state(state)
+
+
+def is_stand_in(value: Any) -> bool:
+    """Whether a tensor has no values: an exporter puts it in the place of one that has."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(value, (FakeTensor, FunctionalTensor))
+
+
+def interpret(module: torch.fx.GraphModule, args: Sequence[Any]) -> Any:
+    """Run a module node by node; what is recorded meanwhile takes over the metadata of its nodes."""
+    from torch.fx.traceback import preserve_node_meta
+
+    with preserve_node_meta():
+        return torch.fx.Interpreter(module).run(*args)
