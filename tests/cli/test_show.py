@@ -9,7 +9,7 @@ import torch
 
 from rewrite import Plan, optimize
 from tests.cli.nets import branches
-from tests.test_loading import edit
+from tests.loading.files import edit
 
 if TYPE_CHECKING:
     from pathlib import Path
