@@ -6,7 +6,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
@@ -15,7 +14,12 @@ if TYPE_CHECKING:
 
 def is_recording() -> bool:
     """Whether something sees each operator that runs: an export, a trace, or a mode that counts or logs them."""
-    return is_jit_tracing() or bool(torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch())
+    # the second stack is the whole process's, and the key says whether it is this thread that uses it
+    return (
+        is_jit_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+    )
 
 
 def is_jit_tracing() -> bool:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,11 @@ def autocast(dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
             # with the cache on, a conversion is seen once only
             stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
         yield
+
+
+def is_dynamo_watching() -> bool:
+    """Whether Dynamo looks at each Python function that this thread calls, to compile it."""
+    return get_eval_frame_callback() not in (None, False)
 
 
 def is_transforming() -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from rewrite import compat
 from rewrite.artifact import packed, write
 from rewrite.errors import CaptureError, RewriteError
 from rewrite.result import recording
@@ -99,7 +100,10 @@ class OptimizedModule(Mirror):
         """Compute what the model computes."""
         if recording.is_traced_by_dynamo():
             return recording.trace(self, args, kwargs)
-        return self._call(args, kwargs)
+        # elsewhere the detour costs time, and is not safe while another thread exports
+        if torch.compiler.is_dynamo_compiling() or compat.is_dynamo_watching():
+            return self._call(args, kwargs)
+        return self._engine(args, kwargs)
 
     @torch.compiler.disable(reason=recording.COMPILED)  # type: ignore[untyped-decorator]
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
+from rewrite import compat
 from rewrite.errors import GraphError, RewriteError
 from rewrite.result import recording
 from rewrite.result.live import Live
@@ -74,7 +75,10 @@ class TransformedModule(nn.Module):
         """
         if recording.is_traced_by_dynamo():
             return recording.trace(self, args, kwargs)
-        return self._call(args, kwargs)
+        # elsewhere the detour costs time, and is not safe while another thread exports
+        if torch.compiler.is_dynamo_compiling() or compat.is_dynamo_watching():
+            return self._call(args, kwargs)
+        return self._live(args, kwargs)
 
     @torch.compiler.disable(reason=recording.COMPILED)  # type: ignore[untyped-decorator]
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
