@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from rewrite.alone import alone
 from rewrite.cost import count
 from rewrite.plan import Plan
 from rewrite.report import Report
@@ -50,8 +51,9 @@ class Rewriting:
             PlanError: the recipe's plan is not for this program.
         """
         started = time.perf_counter()
-        graph = captured.graph.copy()
-        records = recipe.apply(graph)
+        with alone:
+            graph = captured.graph.copy()
+            records = recipe.apply(graph)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
         return cls(captured, recipe, graph, records, time.perf_counter() - started, notes)
 

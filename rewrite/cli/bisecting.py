@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from rewrite.api import bisect
@@ -11,7 +12,7 @@ from rewrite.cli.objects import named, raised
 from rewrite.errors import InputError, RewriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -60,14 +61,24 @@ def _advice(found: Bisection) -> str:
 
 
 def _check(name: str, judge: Callable[..., Any], example: Example) -> Callable[[nn.Module], Any]:
-    """The user's check of a result on the inputs of the example."""
+    """The user's check of a result on the inputs of the example; one that takes no inputs gets the result alone."""
+    alone = _takes(judge, 1) and not _takes(judge, 1 + len(example.args), example.kwargs)
 
     def check(fast: nn.Module) -> Any:
         try:
-            return judge(fast, *example.args, **example.kwargs)
+            return judge(fast) if alone else judge(fast, *example.args, **example.kwargs)
         except (AssertionError, RewriteError):
             raise
         except Exception as error:
             raise raised(f"check '{name}'", error) from error
 
     return check
+
+
+def _takes(judge: Callable[..., Any], count: int, keywords: Mapping[str, Any] | None = None) -> bool:
+    """Whether a function can be called with so many arguments, as far as its signature tells."""
+    try:
+        inspect.signature(judge).bind(*range(count), **(keywords or {}))
+    except (TypeError, ValueError):
+        return False
+    return True

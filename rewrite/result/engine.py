@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rewrite import compat
+from rewrite.alone import alone
 from rewrite.errors import RewriteError
 from rewrite.events import emit
 from rewrite.result import call, recording
@@ -58,7 +58,7 @@ class Engine:
         self.shapes = shapes
         self._compile_program = compile_program
         self._lowerings = Lowerings(lowering)
-        self._lock = threading.RLock()
+        self._lock = alone
         self._clock = itertools.count(1)
         with neutral():
             self._ownership = Ownership(source, root)
@@ -318,7 +318,7 @@ class Engine:
         with self._lock, neutral():
             snapshot = self.refresh()
             twin = copy.copy(self)
-            twin._lock = threading.RLock()
+            twin._lock = alone
             twin.shapes = self.shapes.copy()
             twin._lowerings = copy.copy(self._lowerings)
             twin._lowerings.announced = False

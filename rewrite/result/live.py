@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rewrite import compat
+from rewrite.alone import alone
 from rewrite.errors import InputError, RewriteError
 from rewrite.result import call, recording
 from rewrite.result.modes import neutral
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from rewrite.lowering import Lowering
+
+
+_MODES = {True: "training", False: "evaluation"}
 
 
 class Live:
@@ -38,10 +41,11 @@ class Live:
         self.special = special
         self.lowering = lowering
         self._links = [(each._modules, key, child) for each in source.modules() for key, child in each._modules.items()]
+        self._modes = [(each, each.training) for each in source.modules()]
         self._holders = {name: holder(source, name) for name in special.names}
         self._fixed = _fold(special)
         self._plans: dict[Hashable, Plan] = {}
-        self._lock = threading.RLock()
+        self._lock = alone
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call.
@@ -73,6 +77,13 @@ class Live:
         for held, key, module in self._links:
             if held.get(key) is not module:
                 raise RewriteError(f"module '{key}' was replaced after the model was transformed; transform it again")
+        for module, training in self._modes:
+            if module.training != training:
+                raise RewriteError(
+                    f"a {type(module).__name__} of the model was transformed in {_MODES[training]} mode and is in "
+                    f"{_MODES[not training]} mode, which is another program; call train({training}) on the model, or "
+                    "transform it again"
+                )
         weights: list[Any] = [
             self._fixed[name] if held is None else held.get(name.rpartition(".")[2])
             for name, held in self._holders.items()

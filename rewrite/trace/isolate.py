@@ -6,7 +6,6 @@ import contextlib
 import logging
 import random
 import sys
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rewrite import compat
+from rewrite.alone import alone as one_at_a_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # These print whole programs before they raise what capture translates.
 _TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export", "torch._dynamo")
-
-
-_alone = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -39,7 +36,7 @@ def isolated(model: nn.Module, tensors: Iterable[Tensor] = (), alone: bool = Tru
     kinds = {"cpu", *(device.type for device in devices)}
     with contextlib.ExitStack() as stack:
         if alone:
-            stack.enter_context(_alone)
+            stack.enter_context(one_at_a_time)
         stack.enter_context(torch.random.fork_rng(devices=_cuda_indices(devices)))
         stack.enter_context(_python_generators())
         stack.enter_context(torch.inference_mode(False))

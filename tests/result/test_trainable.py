@@ -132,6 +132,16 @@ def test_the_other_mode_is_another_program() -> None:
         result.train()
 
 
+def test_the_mode_of_the_model_is_that_of_the_program() -> None:
+    model = trained()
+    result = transform(model, image().double())
+    model.eval()
+    with pytest.raises(RewriteError, match=r"in training mode and is in evaluation mode.*call train\(True\)"):
+        result(image().double())
+    model.train()
+    result(image().double())
+
+
 def test_other_sizes_are_refused() -> None:
     result = transform(trained(), image().double())
     result(image(7).double())
