@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+def _forget_threads() -> None:
+    """In a forked process: let Inductor start threads of its own, for those of its parent are not there to wait for."""
+    module = sys.modules.get("torch._inductor.async_compile")
+    if module is not None:
+        module.AsyncCompile.pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def cpp_compiler() -> str | None:

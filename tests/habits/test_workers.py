@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +77,39 @@ def test_results_go_through_queues() -> None:
     assert process.exitcode == 0
     assert close(torch.tensor(output), model(image()))
     assert (kind, classes) == ("OptimizedModule", 5)
+
+
+FORKED = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+from rewrite import optimize
+from tests.result.programs import image, net
+
+model = net()
+fast = optimize(model, image(), lower="inductor", cache=False)
+
+class Results(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        with torch.no_grad():
+            return fast(image(1, seed=i))[0]
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        fast(image())  # the parent has threads that compile
+        loader = DataLoader(Results(), batch_size=2, num_workers=1, multiprocessing_context="fork", timeout=90)
+        found = next(iter(loader))
+        expected = torch.cat([model(image(1, seed=i)) for i in range(2)])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+"""
+
+
+def test_a_forked_worker_compiles_after_its_parent_has(tmp_path: Path) -> None:
+    """With nothing in Inductor's cache, so that both compile."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, env=environment, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
