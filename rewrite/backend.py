@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewrite import compat, dynamo
+from rewrite import compat
 from rewrite.api.arguments import freezing_rule, lowering_of, pipeline_of, step_exclusions
 from rewrite.cost import count
-from rewrite.dynamo import Declined, executable, lift, verify
+from rewrite.dynamo import Declined, executable, lift, refold, verify
 from rewrite.errors import InputError, VerificationError
 from rewrite.events import emit, verdict_data
 from rewrite.names import nearest
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from rewrite.lowering import Lowering
     from rewrite.recipe import Verify
     from rewrite.verdict import Verdict
+
+__all__ = ["KEPT", "UNPROFITABLE_LIVE", "CompiledGraph", "Options", "refold", "reports", "torch_rewrite"]
 
 UNPROFITABLE_LIVE = ("fold-batch-norm-after", "fold-batch-norm-before", "fold-layer-scale")
 """Rules that the default pipeline leaves out where gradients are on: Inductor fuses a norm or a scale into what stands
@@ -81,14 +83,6 @@ _compiled: deque[CompiledGraph] = deque(maxlen=KEPT)
 def reports() -> list[CompiledGraph]:
     """What became of the graphs that this process compiled, the newest last; at most :data:`KEPT`."""
     return list(_compiled)
-
-
-def refold() -> None:
-    """Compute folded weights again at the next call of each compiled graph.
-
-    Changes are noticed without it, except writes through ``.data`` to a few elements of a large weight.
-    """
-    dynamo.refold()
 
 
 @dataclass(frozen=True)

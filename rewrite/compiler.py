@@ -70,9 +70,7 @@ class Compiler:
         entry = None if self.cache is None else self.cache.entry(self.model, self.recipe, args, kwargs)
         program = None if entry is None else self._restore(entry, args, kwargs, started)
         if program is None:
-            # as the model is before it is captured: until the program is saved it may change
-            identity = identity_or_none(self.model)[0] if entry is None else entry.key.identity
-            program = self._make(args, kwargs, identity)
+            program = self._make(args, kwargs, self._identity(entry))
             if entry is not None:
                 entry.store(self.model, program)
         return program
@@ -95,6 +93,12 @@ class Compiler:
         emit("cache-hit", f"{entry.name}: restored in {spent:.2f} s", model=entry.name, key=entry.key.digest,
              seconds=spent)  # fmt: skip
         return program
+
+    def _identity(self, entry: Entry | None) -> str | None:
+        """The identity of the model, as it is before it is captured: until the program is saved it may change."""
+        if self.training:  # nothing is saved
+            return None
+        return identity_or_none(self.model)[0] if entry is None else entry.key.identity
 
     def _settings(self) -> Settings:
         return self.recipe.settings(method_of(self.model))

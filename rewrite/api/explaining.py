@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from rewrite.alone import alone
 from rewrite.api.arguments import call_of, exclusions_of, pipeline_of, registered_steps, step_of
 from rewrite.driver import Refused, Rejection, StepRecord
 from rewrite.errors import InputError
@@ -75,7 +76,8 @@ def explain(
     captured = capture(model, *call_of(example_inputs, example_kwargs), training=training)
     name, whole = type(captured.model).__name__, total(captured.graph)
     ran = steps.steps if asked is None else (asked,)
-    records = recipe.apply(captured.graph) if asked is None else [_record(captured.graph, asked, recipe)]
+    with alone:
+        records = recipe.apply(captured.graph) if asked is None else [_record(captured.graph, asked, recipe)]
     return explanation_of(name, ran, records, whole, captured.notes, recipe.exclude)
 
 

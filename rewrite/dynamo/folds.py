@@ -33,7 +33,10 @@ _IN_A_ROW = 8
 
 
 def refold() -> None:
-    """Forget all folds, so that each compiled graph folds again at its next call."""
+    """Compute folded weights again at the next call of each compiled graph.
+
+    Changes are noticed without it, except writes through ``.data`` to a few elements of a large weight.
+    """
     for folds in list(_all):
         folds.forget()
 

@@ -45,7 +45,7 @@ def verify(module: GraphModule, examples: Sequence[Any], lifted: Lifted, origina
     counts = count(original)
     reference = counts.flops <= REFERENCE_FLOPS and counts.weight_bytes <= REFERENCE_BYTES
     tensors = [value for value in examples if isinstance(value, Tensor)]
-    with isolated(source, tensors, alone=False), compat.without_autocast():
+    with isolated(source, tensors, exclusive=False), compat.without_autocast():
         return verify_model(source, program, original, inputs, weights=folded, reference=reference)
 
 

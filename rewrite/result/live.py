@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rewrite.lowering import Lowering
 
 
-_MODES = {True: "training", False: "evaluation"}
+MODES = {True: "training", False: "evaluation"}
+"""What ``module.training`` is called."""
 
 
 class Live:
@@ -52,7 +53,7 @@ class Live:
 
         Raises:
             InputError: the program is not for calls of this kind.
-            RewriteError: the weights do not fit the program, or modules were replaced.
+            RewriteError: the weights do not fit the program, or modules were replaced or are in another mode.
         """
         flat, structure = call.flatten(args, kwargs)
         if compat.is_recording():
@@ -80,8 +81,8 @@ class Live:
         for module, training in self._modes:
             if module.training != training:
                 raise RewriteError(
-                    f"a {type(module).__name__} of the model was transformed in {_MODES[training]} mode and is in "
-                    f"{_MODES[not training]} mode, which is another program; call train({training}) on the model, or "
+                    f"a {type(module).__name__} of the model was transformed in {MODES[training]} mode and is in "
+                    f"{MODES[not training]} mode, which is another program; call train({training}) on the model, or "
                     "transform it again"
                 )
         weights: list[Any] = [

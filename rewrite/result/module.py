@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from rewrite import compat
 from rewrite.artifact import packed, write
 from rewrite.errors import CaptureError, RewriteError
 from rewrite.result import recording
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find
 from rewrite.result.reading import read_through
+from rewrite.result.running import Runnable
 from rewrite.result.shapes import Shapes
 from rewrite.result.signature import signed
 from rewrite.trace.guard import unwrap
@@ -34,7 +33,7 @@ _TREE = ("_parameters", "_buffers", "_modules")
 _OWN = frozenset((*_TREE, "_engine", "_home", "_graph_module", "_non_persistent_buffers_set", *recording.RECORDED))
 
 
-class OptimizedModule(Mirror):
+class OptimizedModule(Runnable, Mirror):
     """A model, rewritten for inference, with the model's signature, ``state_dict`` and attributes.
 
     **Whose weights.** The result computes with the model's own memory, through parameters of its own. ``to``, ``half``,
@@ -96,17 +95,7 @@ class OptimizedModule(Mirror):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the model computes."""
-        if recording.is_traced_by_dynamo():
-            return recording.trace(self, args, kwargs)
-        # elsewhere the detour costs time, and is not safe while another thread exports
-        if torch.compiler.is_dynamo_compiling() or compat.is_dynamo_watching():
-            return self._call(args, kwargs)
-        return self._engine(args, kwargs)
-
-    @torch.compiler.disable(reason=recording.COMPILED)  # type: ignore[untyped-decorator]
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._engine(args, kwargs)
 
     def exported(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, GraphModule]:
@@ -270,11 +259,3 @@ class OptimizedModule(Mirror):
         """What the caller and ``nn.Module`` have as attributes of the result."""
         own = _OWN.union(recording.constant_names(self))
         return {key: value for key, value in self.__dict__.items() if key not in own}
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """What ``torch.jit.script`` asks for first.
-
-        Raises:
-            RewriteError: always.
-        """
-        raise RewriteError(recording.UNSCRIPTABLE)

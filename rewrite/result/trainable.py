@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from rewrite import compat
 from rewrite.errors import GraphError, RewriteError
-from rewrite.result import recording
-from rewrite.result.live import Live
+from rewrite.result.live import MODES, Live
 from rewrite.result.reading import kinds, read_through
+from rewrite.result.running import Runnable
 from rewrite.result.signature import signed
 from rewrite.result.specialize import Specialization
 from rewrite.trace.guard import unwrap
@@ -27,7 +25,7 @@ _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
            "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
 
 
-class TransformedModule(nn.Module):
+class TransformedModule(Runnable):
     """A rewritten model over the model's own parameters: training either of them trains both.
 
     The parameters, buffers and submodules *are* those of the model, so ``to``, ``half`` and ``load_state_dict`` act on
@@ -66,29 +64,14 @@ class TransformedModule(nn.Module):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the model computes in the mode in which it was captured.
-
-        Raises:
-            InputError: the call has other sizes or another structure than the example, the batch excepted.
-            RewriteError: a submodule was replaced.
-        """
-        if recording.is_traced_by_dynamo():
-            return recording.trace(self, args, kwargs)
-        # elsewhere the detour costs time, and is not safe while another thread exports
-        if torch.compiler.is_dynamo_compiling() or compat.is_dynamo_watching():
-            return self._call(args, kwargs)
-        return self._live(args, kwargs)
-
-    @torch.compiler.disable(reason=recording.COMPILED)  # type: ignore[untyped-decorator]
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._live(args, kwargs)
 
     def exported(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, GraphModule]:
         """The program for a call, as a module over the model's own parameters and buffers.
 
         Raises:
-            InputError, RewriteError: as :meth:`forward`.
+            InputError, RewriteError: as for a call.
         """
         return self._live.exported(args, kwargs)
 
@@ -127,10 +110,9 @@ class TransformedModule(nn.Module):
             RewriteError: for the other mode, which is another program.
         """
         if mode != self.training:
-            name = {True: "training", False: "evaluation"}
             verb = {True: "train", False: "eval"}[mode]
             raise RewriteError(
-                f"the model was transformed in {name[self.training]} mode, and {name[mode]} mode is another program; "
+                f"the model was transformed in {MODES[self.training]} mode, and {MODES[mode]} mode is another program; "
                 f"call model.{verb}() and transform it again"
             )
         return self
@@ -142,14 +124,6 @@ class TransformedModule(nn.Module):
         live = self._live
         twin._tie(Live(copy.deepcopy(live.source, memo), live.special, live.lowering))
         return twin
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """What ``torch.jit.script`` asks for first.
-
-        Raises:
-            RewriteError: always.
-        """
-        raise RewriteError(recording.UNSCRIPTABLE)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Raise: its parameters are those of a model.

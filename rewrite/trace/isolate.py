@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rewrite import compat
-from rewrite.alone import alone as one_at_a_time
+from rewrite.alone import alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,20 +23,20 @@ _TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.e
 
 
 @contextlib.contextmanager
-def isolated(model: nn.Module, tensors: Iterable[Tensor] = (), alone: bool = True) -> Iterator[None]:
+def isolated(model: nn.Module, tensors: Iterable[Tensor] = (), exclusive: bool = True) -> Iterator[None]:
     """Run with plain settings, whatever the caller's are, and leave no trace in generators, warnings and logs.
 
     Args:
         model: what is run.
         tensors: what it works on besides its parameters and buffers.
-        alone: one thread at a time, because warnings, log levels and exports are the whole process's. Not under a lock
+        exclusive: one thread at a time, for warnings, log levels and exports are the whole process's. Not under a lock
             that another thread may want within, as that of Dynamo.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers(), *tensors)}
     kinds = {"cpu", *(device.type for device in devices)}
     with contextlib.ExitStack() as stack:
-        if alone:
-            stack.enter_context(one_at_a_time)
+        if exclusive:
+            stack.enter_context(alone)
         stack.enter_context(torch.random.fork_rng(devices=_cuda_indices(devices)))
         stack.enter_context(_python_generators())
         stack.enter_context(torch.inference_mode(False))
