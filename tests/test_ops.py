@@ -57,6 +57,40 @@ def average_pool(v: ops.AveragePool, get: Get) -> Tensor:
     return pool(x, kernel, stride, padding, v.ceil_mode, v.counts_padding, v.divisor)
 
 
+def max_pool(v: ops.MaxPool, get: Get) -> Tensor:
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[v.dims - 1]
+    return pool(get(v.input), v.kernel, v.stride, v.padding, v.dilation, v.ceil_mode)
+
+
+def resampling(v: ops.Resampling, get: Get) -> Tensor:
+    x, size = get(v.input), v.node.meta["val"].shape[-v.dims :]
+    if v.mode == "average":
+        return (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[v.dims - 1](x, size)
+    if v.mode == "max":
+        return (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[v.dims - 1](x, size)
+    if v.mode == "nearest":
+        return F.interpolate(x, size, mode="nearest")
+    return F.interpolate(x, size, mode=("linear", "bilinear", "trilinear")[v.dims - 1], align_corners=v.align_corners)
+
+
+def reduction(v: ops.Reduction, get: Get) -> Tensor:
+    x = get(v.input)
+    for dim in reversed(v.dims):
+        x = {
+            "sum": lambda x, d: x.sum(d, True), "mean": lambda x, d: x.mean(d, True),
+            "max": lambda x, d: x.max(d, True).values, "min": lambda x, d: x.min(d, True).values,
+            "prod": lambda x, d: x.prod(d, True), "logsumexp": lambda x, d: x.logsumexp(d, True),
+        }[v.kind](x, dim)  # fmt: skip
+        x = x if v.keepdim else x.squeeze(dim)
+    return x
+
+
+def rms_norm(v: ops.RMSNorm, get: Get) -> Tensor:
+    x, eps = get(v.input), torch.finfo(torch.float32).eps if v.eps is None else v.eps
+    normed = x / (x.square().mean(tuple(range(-len(v.shape), 0)), keepdim=True) + eps).sqrt()
+    return normed if v.weight is None else normed * get(v.weight)
+
+
 def total(v: ops.Sum, get: Get) -> Tensor:
     return sum(term.coefficient * (1 if term.node is None else get(term.node)) for term in v.terms)
 
@@ -85,6 +119,19 @@ RECOMPUTE: dict[type[ops.View], Callable[[Any, Get], Tensor]] = {
     ops.BatchNorm: batch_norm,
     ops.Linear: linear,
     ops.AveragePool: average_pool,
+    ops.MaxPool: max_pool,
+    ops.Resampling: resampling,
+    ops.Reduction: reduction,
+    ops.MatrixProduct: lambda v, get: torch.matmul(get(v.left), get(v.right)),
+    ops.ProductSum: lambda v, get: get(v.base) + v.coefficient * get(v.left) * get(v.right),
+    ops.Select: lambda v, get: get(v.input).select(v.dim, v.index),
+    ops.InstanceNorm: lambda v, get: F.instance_norm(
+        get(v.input), None, None, v.weight and get(v.weight), v.bias and get(v.bias), True, 0.0, v.eps
+    ),
+    ops.RMSNorm: rms_norm,
+    ops.Softmax: lambda v, get: (F.log_softmax if v.logarithm else F.softmax)(get(v.input), v.dim),
+    ops.Extreme: lambda v, get: (torch.maximum if v.larger else torch.minimum)(get(v.left), get(v.right)),
+    ops.Fill: lambda v, get: torch.full(v.node.meta["val"].shape, v.number, dtype=get(v.like).dtype),
     ops.Sum: total,
     ops.Negation: lambda v, get: 0 - get(v.input),
     ops.Product: product,
@@ -135,9 +182,17 @@ CALLS: list[tuple[Any, type[ops.View], tuple[Any, ...], dict[str, Any]]] = [
     (aten.linear.default, ops.Linear, (r(2, 3, 4), r(5, 4), r(5)), {}),
     (aten.linear.default, ops.Linear, (r(4), r(5, 4)), {}),
     (aten.mm.default, ops.Linear, (r(3, 4), r(4, 5)), {}),
+    (aten.matmul.default, ops.Linear, (r(2, 3, 4), r(4, 5)), {}),
     (aten.addmm.default, ops.Linear, (r(5), r(3, 4), r(4, 5)), {}),
     (aten.batch_norm.default, ops.BatchNorm, (r(2, 3, 4, 5), r(3), r(3), r(3), u(3), False, 0.1, 1e-3, False), {}),
     (aten.batch_norm.default, ops.BatchNorm, (r(2, 3), None, None, r(3), u(3), False, 0.1, 1e-5, False), {}),
+    (aten.instance_norm.default, ops.InstanceNorm,
+     (r(2, 3, 4, 5), r(3), r(3), None, None, True, 0.1, 1e-3, False), {}),
+    (aten.rms_norm.default, ops.RMSNorm, (r(2, 3, 4), [3, 4], r(3, 4), 1e-3), {}),
+    (aten.rms_norm.default, ops.RMSNorm, (r(2, 3, 4), [4]), {}),
+    (aten.bmm.default, ops.MatrixProduct, (r(2, 3, 4), r(2, 4, 5)), {}),
+    (aten.addcmul.default, ops.ProductSum, (r(2, 3), r(3), r(2, 1)), {"value": -2.5}),
+    (aten.select.int, ops.Select, (r(2, 3, 4), -2, -1), {}),
     (aten.layer_norm.default, ops.LayerNorm, (r(2, 3, 4), [3, 4], r(3, 4), r(3, 4), 1e-3), {}),
     (aten.layer_norm.default, ops.LayerNorm, (r(2, 3, 4), [4]), {}),
     (aten.group_norm.default, ops.GroupNorm, (r(2, 6, 3, 3), 3, r(6), r(6), 1e-3), {}),
@@ -147,6 +202,55 @@ CALLS: list[tuple[Any, type[ops.View], tuple[Any, ...], dict[str, Any]]] = [
     (aten.avg_pool2d.default, ops.AveragePool, (r(3, 9, 8), [3, 2], [2, 1], [1, 0], True, True, 5), {}),
     (aten.avg_pool2d.default, ops.AveragePool, (r(3, 9, 8), [3], [2], [1], False, False), {}),
     (aten.avg_pool3d.default, ops.AveragePool, (r(1, 2, 6, 6, 6), [2, 3, 2], [2, 2, 2], [0, 1, 0]), {}),
+    (aten.max_pool1d.default, ops.MaxPool, (r(2, 3, 9), [3], [2], [1], [2], True), {}),
+    (aten.max_pool2d.default, ops.MaxPool, (r(2, 3, 9, 8), [3, 2]), {}),
+    (aten.max_pool2d.default, ops.MaxPool, (r(3, 9, 8), [3, 2], [2, 1], [1, 0], [1, 2], True), {}),
+    (aten.max_pool3d.default, ops.MaxPool, (r(1, 2, 6, 6, 6), [2, 3, 2], [2, 2, 2], [0, 1, 0]), {}),
+    (aten.sum.default, ops.Reduction, (r(2, 3, 4),), {}),
+    (aten.sum.dim_IntList, ops.Reduction, (r(2, 3, 4), [-1, 0]), {}),
+    (aten.sum.dim_IntList, ops.Reduction, (r(2, 3, 4), None, True), {}),
+    (aten.mean.default, ops.Reduction, (r(2, 3, 4),), {}),
+    (aten.mean.dim, ops.Reduction, (r(2, 3, 4), [1], True), {}),
+    (aten.mean.dim, ops.Reduction, (r(2, 3, 4), []), {}),
+    (aten.amax.default, ops.Reduction, (r(2, 3, 4), [0, 2]), {}),
+    (aten.amax.default, ops.Reduction, (r(2, 3),), {}),
+    (aten.amin.default, ops.Reduction, (r(2, 3, 4), [-1], True), {}),
+    (aten.max.default, ops.Reduction, (r(2, 3),), {}),
+    (aten.min.default, ops.Reduction, (r(()),), {}),
+    (aten.prod.default, ops.Reduction, (r(2, 3),), {}),
+    (aten.prod.dim_int, ops.Reduction, (r(2, 3), -1, True), {}),
+    (aten.logsumexp.default, ops.Reduction, (r(2, 3, 4), [1, -1]), {}),
+    (aten.adaptive_avg_pool1d.default, ops.Reduction, (r(2, 3, 5), [1]), {}),
+    (aten.adaptive_avg_pool2d.default, ops.Reduction, (r(2, 3, 5, 4), [1, 1]), {}),
+    (aten.adaptive_avg_pool3d.default, ops.Reduction, (r(3, 5, 4, 2), [1, 1, 1]), {}),
+    (aten.softmax.int, ops.Softmax, (r(2, 3, 4), -2), {}),
+    (aten._softmax.default, ops.Softmax, (r(2, 3, 4), 1, False), {}),
+    (aten.log_softmax.int, ops.Softmax, (r(2, 3, 4), 2), {}),
+    (aten._log_softmax.default, ops.Softmax, (r(2, 3, 4), -1, False), {}),
+    (aten.maximum.default, ops.Extreme, (r(2, 3), r(3)), {}),
+    (aten.max.other, ops.Extreme, (r(2, 3), r(2, 1)), {}),
+    (aten.minimum.default, ops.Extreme, (r(2, 3), r(2, 3)), {}),
+    (aten.min.other, ops.Extreme, (r(2, 3), r(())), {}),
+    (aten.full_like.default, ops.Fill, (r(2, 3), 1.5), {}),
+    (aten.new_full.default, ops.Fill, (r(2, 3), [4], -2), {}),
+    (aten.zeros_like.default, ops.Fill, (r(2, 3),), {}),
+    (aten.new_zeros.default, ops.Fill, (r(2, 3), [4, 5]), {}),
+    (aten.ones_like.default, ops.Fill, (r(2, 3),), {}),
+    (aten.new_ones.default, ops.Fill, (r(2, 3), [4, 5]), {}),
+    (aten.adaptive_avg_pool1d.default, ops.Resampling, (r(2, 3, 5), [2]), {}),
+    (aten.adaptive_avg_pool2d.default, ops.Resampling, (r(3, 5, 4), [1, 3]), {}),
+    (aten.upsample_nearest1d.vec, ops.Resampling, (r(2, 3, 5), [8], None), {}),
+    (aten.upsample_nearest2d.vec, ops.Resampling, (r(2, 3, 5, 4), None, [2.0, 3.0]), {}),
+    (aten.upsample_nearest3d.vec, ops.Resampling, (r(2, 3, 5, 4, 2), [8, 4, 3], None), {}),
+    (aten.upsample_nearest1d.default, ops.Resampling, (r(2, 3, 5), [8]), {}),
+    (aten.upsample_nearest2d.default, ops.Resampling, (r(2, 3, 5, 4), [10, 8], 2.0, 2.0), {}),
+    (aten.upsample_nearest3d.default, ops.Resampling, (r(2, 3, 5, 4, 2), [8, 4, 3]), {}),
+    (aten.upsample_linear1d.vec, ops.Resampling, (r(2, 3, 5), [8], True, None), {}),
+    (aten.upsample_bilinear2d.vec, ops.Resampling, (r(2, 3, 5, 4), None, False, [2.0, 3.0]), {}),
+    (aten.upsample_trilinear3d.vec, ops.Resampling, (r(2, 3, 5, 4, 2), [8, 4, 3], True, None), {}),
+    (aten.upsample_linear1d.default, ops.Resampling, (r(2, 3, 5), [8], False), {}),
+    (aten.upsample_bilinear2d.default, ops.Resampling, (r(2, 3, 5, 4), [10, 8], True), {}),
+    (aten.upsample_trilinear3d.default, ops.Resampling, (r(2, 3, 5, 4, 2), [8, 4, 3], False), {}),
     (aten.add.Tensor, ops.Sum, (r(2, 3), r(3)), {"alpha": -2.5}),
     (aten.add.Tensor, ops.Sum, (r(2, 3), 2), {"alpha": 3}),
     (aten.add.Scalar, ops.Sum, (r(2, 3), 2.0, 3), {}),
@@ -218,6 +322,14 @@ PARTS: list[tuple[Any, type[ops.View], tuple[Any, ...], int]] = [
      (r(2, 3, 4), r(3), r(3), r(3), u(3), True, 0.1, 1e-3), 0),
     (aten._native_batch_norm_legit.no_stats, ops.BatchNorm, (r(2, 3, 4), r(3), r(3), True, 0.1, 1e-3), 0),
     (aten.native_batch_norm.default, ops.BatchNorm, (r(2, 3, 4), r(3), r(3), r(3), u(3), False, 0.1, 1e-3), 0),
+    (aten.max_pool2d_with_indices.default, ops.MaxPool, (r(2, 3, 9, 8), [3, 2], [2, 1], [1, 0]), 0),
+    (aten.max_pool3d_with_indices.default, ops.MaxPool, (r(2, 3, 4, 5, 5), [2], [1], [1]), 0),
+    (aten.adaptive_max_pool1d.default, ops.Resampling, (r(2, 3, 5), [2]), 0),
+    (aten.adaptive_max_pool2d.default, ops.Resampling, (r(2, 3, 5, 4), [1, 3]), 0),
+    (aten.adaptive_max_pool3d.default, ops.Resampling, (r(3, 5, 4, 2), [2, 2, 2]), 0),
+    (aten.max.dim, ops.Reduction, (r(2, 3, 4), -1), 0),
+    (aten.unbind.int, ops.Select, (r(2, 3, 4), -2), 2),
+    (aten.min.dim, ops.Reduction, (r(2, 3, 4), 1, True), 0),
 ]  # fmt: skip
 
 SPLITS = [
@@ -285,11 +397,26 @@ def test_every_view_and_every_spelling_is_tried():
     assert {call[0] for call in PARTS} | {target for target, _ in SPLITS} == {target for target, _ in _tuple_readers}
 
 
+def test_a_product_is_a_linear_layer_only_where_a_matrix_stands_on_the_right():
+    program, node = build(aten.matmul.default, (r(2, 3, 4), r(2, 4, 5)), {})
+    check(program, node, ops.MatrixProduct)
+    program, node = build(aten.matmul.default, (r(3, 4), r(2, 4, 5)), {})
+    check(program, node, ops.MatrixProduct)
+
+
+def test_an_instance_norm_over_running_statistics_is_a_batch_norm():
+    program, node = build(aten.instance_norm.default, (r(2, 3, 4), r(3), r(3), r(3), u(3), False, 0.1, 1e-3, False), {})
+    check(program, node, ops.BatchNorm)
+
+
 def test_a_matrix_product_with_a_transposed_weight_is_a_linear_layer():
     program = Program()
     x, w, b = program.input(r(3, 4)), program.weight("w", r(5, 4)), program.weight("b", r(5))
-    node = program(aten.addmm.default, b, x, program(aten.t.default, w))
-    assert view(node).weight is w
+    transposed = program(aten.t.default, w)
+    node = program(aten.addmm.default, b, x, transposed)
+    # a match over the weight itself would not have it at its boundary
+    assert view(node).weight is transposed
+    assert view(node).stored_transposed
     check(program, node, ops.Linear)
 
 
@@ -336,6 +463,10 @@ OPAQUE = [
     (aten.clamp.default, (r(3), 1.0, -1.0)),  # all values are the upper bound
     (aten.roll.default, (r(2, 3), [1])),  # rolls the flattened tensor
     (aten.dropout.default, (r(2, 3), 0.5, True)),
+    (aten.sum.default, (torch.ones(3, dtype=torch.bool),)),  # counts
+    (aten.softmax.int, (r(2, 3), 1, torch.float64)),
+    (aten.zeros_like.default, (torch.arange(3),)),
+    (aten.new_full.default, (torch.arange(3), [2], 1.5), {"dtype": torch.float32}),
     (aten.sin.default, (r(2),)),
 ]
 
@@ -351,3 +482,118 @@ def test_infinite_bounds_are_spelled_as_infinities():
     program = Program()
     assert view(program(aten.relu.default, program.input(r(2)))).high == math.inf
     assert view(program(aten.clamp_max.default, program.input(r(2)), 1)).low == -math.inf
+
+
+ACTIVATIONS = [
+    # operator, parameters, monotone, homogeneous
+    (aten.relu.default, (), True, True),
+    (aten.relu6.default, (), True, False),
+    (aten.hardtanh.default, (-0.5, 0.75), True, False),
+    (aten.clamp.default, (-0.5, 0.75), True, False),
+    (aten.clamp.default, (None, 0.0), True, True),
+    (aten.clamp.default, (0.5, -0.5), False, False),
+    (aten.clamp_min.default, (0.0,), True, True),
+    (aten.clamp_max.default, (0.25,), True, False),
+    (aten.leaky_relu.default, (), True, True),
+    (aten.leaky_relu.default, (-0.3,), False, True),
+    (aten.sigmoid.default, (), True, False),
+    (aten.tanh.default, (), True, False),
+    (aten.hardsigmoid.default, (), True, False),
+    (aten.elu.default, (0.7, 1.1, 0.6), True, False),
+    (aten.elu.default, (-0.7,), False, False),
+    (aten.selu.default, (), True, False),
+    (aten.celu.default, (0.5,), True, False),
+    (aten.log_sigmoid.default, (), True, False),
+    (aten.exp.default, (), True, False),
+    (aten.expm1.default, (), True, False),
+    (aten.erf.default, (), True, False),
+    (aten.atan.default, (), True, False),
+    (aten.asinh.default, (), True, False),
+    (aten.threshold.default, (0.5, -1.0), True, False),
+    (aten.threshold.default, (0.5, 1.0), False, False),
+    (aten.softplus.default, (), False, False),
+    (aten.gelu.default, (), False, False),
+    (aten.silu.default, (), False, False),
+    (aten.mish.default, (), False, False),
+    (aten.hardswish.default, (), False, False),
+    (aten.abs.default, (), False, True),
+    (aten.square.default, (), False, False),
+    (aten.sin.default, (), False, False),
+    (aten.cos.default, (), False, False),
+    (aten.pow.Tensor_Scalar, (2,), False, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "parameters", "monotone", "homogeneous"), ACTIVATIONS, ids=[f"{c[0]}{c[1]}" for c in ACTIVATIONS]
+)
+def test_an_activation_knows_its_function(target, parameters, monotone, homogeneous):
+    program, node = build(target, (r(3, 4), *parameters), {})
+    found = ops.activation(node)
+    assert found is not None
+    assert (found.monotone, found.homogeneous) == (monotone, homogeneous)
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    y = target(x, *parameters)
+    if monotone:
+        assert (y.diff() >= 0).all()
+        assert target(torch.tensor(math.nan), *parameters).isnan()
+    if homogeneous:
+        torch.testing.assert_close(target(3.7 * x, *parameters), 3.7 * y)
+    else:
+        assert not torch.allclose(target(3.7 * x, *parameters), 3.7 * y)
+    del program
+
+
+def test_every_activation_is_tried():
+    from rewrite.ops.activation import _TARGETS
+
+    assert {case[0] for case in ACTIVATIONS} == _TARGETS
+
+
+def test_activations_are_told_apart_by_their_parameters():
+    program = Program()
+    x = program.input(r(3))
+    calls = [program(aten.leaky_relu.default, x, *slope) for slope in [(), (0.01,), (0.02,)]]
+    first, same, other = (ops.activation(call).function for call in calls)
+    assert first == same != other
+    tanh = program(aten.gelu.default, x, approximate="tanh")
+    assert ops.activation(tanh).function != ops.activation(program(aten.gelu.default, x)).function
+
+
+def test_an_activation_is_built_again_over_another_input():
+    program = Program()
+    x, y = program.input(r(3)), program.input(r(3))
+    for target, parameters in ((aten.leaky_relu.default, (0.2,)), (aten.clamp.default, (None, 0.5))):
+        call = program(target, x, *parameters)
+        again = ops.activation(call).on(program, y)
+        assert again.args == (y, *call.args[1:])
+    again = ops.activation(program(aten.gelu.default, x, approximate="tanh")).on(program, y)
+    assert again.kwargs == {"approximate": "tanh"}
+
+
+def test_what_changes_the_dtype_or_counts_is_no_activation():
+    program = Program()
+    assert ops.activation(program(aten.exp.default, program.input(torch.arange(3)))) is None
+    assert ops.activation(program(aten.relu.default, program.input(torch.arange(3)))) is None
+    assert ops.activation(program.input(r(2))) is None
+
+
+WINDOWS = [
+    # kernel, other arguments, whether it is one reduction
+    ([9, 8], (), True),
+    ([9, 8], ([9, 8], [0, 0], True, False, 72), True),
+    ([9, 7], (), False),
+    ([9, 8], ([1, 1], [1, 0]), False),
+    ([9, 8], ([9, 8], [0, 0], False, True, 3), False),
+]
+
+
+@pytest.mark.parametrize(("kernel", "rest", "whole"), WINDOWS, ids=map(str, range(len(WINDOWS))))
+def test_one_window_of_everything_is_a_reduction(kernel, rest, whole):
+    program = Program()
+    node = program(aten.avg_pool2d.default, program.input(r(2, 3, 9, 8)), kernel, *rest)
+    found = ops.reduction(node)
+    assert (found is not None) is whole
+    if found is not None:
+        values = program.values(program.graph(node))
+        torch.testing.assert_close(reduction(found, values.__getitem__), values[node])

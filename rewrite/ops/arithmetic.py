@@ -125,3 +125,20 @@ def _product(node: Node, left: Any, right: Any, divided: bool) -> Product | None
     if not all(is_tensor(x) or isinstance(x, (int, float)) for x in (left, right)):
         return None
     return Product(node, left, right, divided)
+
+
+@dataclass(frozen=True)
+class ProductSum(View):
+    """``base + coefficient * left * right``."""
+
+    base: Node
+    coefficient: float
+    left: Node
+    right: Node
+
+
+@reads(aten.addcmul.default)
+def _addcmul(node: Node, a: dict[str, Any]) -> ProductSum | None:
+    if not isinstance(a["value"], (int, float)) or not value(node).dtype.is_floating_point:
+        return None
+    return ProductSum(node, a["self"], float(a["value"]), a["tensor1"], a["tensor2"])

@@ -1,4 +1,4 @@
-"""Clamping to an interval: ``relu``, ``relu6``, ``hardtanh``, ``clamp`` with numbers as bounds."""
+"""Clamping to an interval, ``relu``, ``hardtanh``, ``clamp`` with numbers as bounds, and extremes of two tensors."""
 
 from __future__ import annotations
 
@@ -53,3 +53,22 @@ def _hardtanh(node: Node, a: dict[str, Any]) -> Clamp | None:
 @reads(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
 def _limits(node: Node, a: dict[str, Any]) -> Clamp | None:
     return _clamp(node, a["self"], a.get("min"), a.get("max"))
+
+
+@dataclass(frozen=True)
+class Extreme(View):
+    """The smaller or the larger of two tensors, element by element; NaN where one of them is NaN."""
+
+    left: Node
+    right: Node
+    larger: bool
+
+
+@reads(aten.maximum.default, aten.max.other)
+def _maximum(node: Node, a: dict[str, Any]) -> Extreme:
+    return Extreme(node, a["self"], a["other"], True)
+
+
+@reads(aten.minimum.default, aten.min.other)
+def _minimum(node: Node, a: dict[str, Any]) -> Extreme:
+    return Extreme(node, a["self"], a["other"], False)

@@ -1,4 +1,4 @@
-"""Products with a weight matrix."""
+"""Products with a weight matrix, and of two matrices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Linear(View):
 
     Attributes:
         input: ``[*, C]``.
-        weight: ``[O, C]``, or ``[C, O]`` where ``stored_transposed``.
+        weight: ``[O, C]``, or ``[C, O]`` where ``stored_transposed``; always what the operator itself reads.
         bias: ``[O]`` or None.
-        stored_transposed: the weight is used as it is stored, ``x w + b`` (``mm`` and ``addmm`` spell it so).
+        stored_transposed: the weight is used as it is stored, ``x w + b`` (``mm``, ``addmm`` and ``matmul`` spell it
+            so).
     """
 
     input: Node
@@ -43,10 +44,6 @@ class Linear(View):
 def _linear(node: Node, x: Any, w: Any, bias: Any) -> Linear | None:
     if not (is_tensor(x) and is_tensor(w)) or value(w).dim() != 2:
         return None
-    if isinstance(w, Node) and w.target in (aten.t.default, aten.transpose.int, aten.permute.default):
-        source = w.args[0]
-        if w.target is aten.t.default and is_tensor(source):
-            return Linear(node, x, source, bias)  # type: ignore[arg-type]
     return Linear(node, x, w, bias, stored_transposed=True)
 
 
@@ -68,3 +65,24 @@ def _read_addmm(node: Node, a: dict[str, Any]) -> Linear | None:
     if a["beta"] != 1 or a["alpha"] != 1 or not is_tensor(a["self"]) or value(a["self"]).dim() != 1:
         return None
     return _linear(node, a["mat1"], a["mat2"], a["self"])
+
+
+@dataclass(frozen=True)
+class MatrixProduct(View):
+    """``left @ right`` of matrices in the last two dimensions, those before them broadcast; vectors as in ``matmul``.
+
+    A product with one plain matrix on the right is a :class:`Linear`.
+    """
+
+    left: Node
+    right: Node
+
+
+@reads(aten.matmul.default)
+def _read_matmul(node: Node, a: dict[str, Any]) -> Linear | MatrixProduct:
+    return _linear(node, a["self"], a["other"], None) or MatrixProduct(node, a["self"], a["other"])
+
+
+@reads(aten.bmm.default)
+def _read_bmm(node: Node, a: dict[str, Any]) -> MatrixProduct:
+    return MatrixProduct(node, a["self"], a["mat2"])

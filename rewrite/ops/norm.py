@@ -94,3 +94,42 @@ class GroupNorm(View):
 @reads(aten.group_norm.default)
 def _group_norm(node: Node, a: dict[str, Any]) -> GroupNorm | None:
     return GroupNorm(node, a["input"], a["num_groups"], a["weight"], a["bias"], float(a["eps"]))
+
+
+@dataclass(frozen=True)
+class InstanceNorm(View):
+    """Normalisation of each channel of each sample, then ``weight`` and ``bias`` ``[C]`` or None.
+
+    One that uses running statistics is a :class:`BatchNorm`.
+    """
+
+    input: Node
+    weight: Node | None
+    bias: Node | None
+    eps: float
+
+
+@reads(aten.instance_norm.default)
+def _instance_norm(node: Node, a: dict[str, Any]) -> InstanceNorm | BatchNorm | None:
+    if a["use_input_stats"]:
+        return InstanceNorm(node, a["input"], a["weight"], a["bias"], float(a["eps"]))
+    return _batch_norm(node, a, False)
+
+
+@dataclass(frozen=True)
+class RMSNorm(View):
+    """Division by the root mean square over the last ``len(shape)`` dimensions, then ``weight`` of that shape or None.
+
+    Attributes:
+        eps: None for the smallest number of the dtype in which torch computes.
+    """
+
+    input: Node
+    shape: tuple[int, ...]
+    weight: Node | None
+    eps: float | None
+
+
+@reads(aten.rms_norm.default)
+def _rms_norm(node: Node, a: dict[str, Any]) -> RMSNorm:
+    return RMSNorm(node, a["input"], tuple(a["normalized_shape"]), a["weight"], a["eps"])

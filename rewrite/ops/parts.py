@@ -104,6 +104,12 @@ class Piece(View):
     index: int
     dim: int
 
+    @property
+    def start(self) -> Any:
+        """Where the piece begins along ``dim``: a number, or a symbolic size."""
+        source: Any = self.node.args[0]
+        return sum(piece.shape[self.dim] for piece in source.meta["val"][: self.index])
+
 
 @reads(aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default,
        aten.tensor_split.sections, item=...)  # fmt: skip
@@ -111,6 +117,38 @@ def _piece(node: Node, a: dict[str, Any]) -> Piece:
     index = node.args[1]
     assert isinstance(index, int)
     return Piece(node, a["self"], index, a["dim"] % value(a["self"]).dim())
+
+
+@dataclass(frozen=True)
+class Select(View):
+    """``input[index]`` along one dimension, which goes: an item of ``unbind`` too.
+
+    Attributes:
+        dim: not negative.
+        index: not negative where the size of ``dim`` is a number.
+    """
+
+    input: Node
+    dim: int
+    index: int
+
+
+def _selected(node: Node, x: Node, dim: int, index: Any) -> Select | None:
+    if not isinstance(index, int):
+        return None
+    dim %= value(x).dim()
+    size: Any = value(x).shape[dim]
+    return Select(node, x, dim, index % size if isinstance(size, int) and size else index)
+
+
+@reads(aten.select.int)
+def _select(node: Node, a: dict[str, Any]) -> Select | None:
+    return _selected(node, a["self"], a["dim"], a["index"])
+
+
+@reads(aten.unbind.int, item=...)
+def _unbound(node: Node, a: dict[str, Any]) -> Select | None:
+    return _selected(node, a["self"], a["dim"], node.args[1])
 
 
 @dataclass(frozen=True)
