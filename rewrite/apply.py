@@ -24,6 +24,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A match that may take the place of its nodes; the graph is as it was.
+
+    Attributes:
+        match: the match.
+        old, new: the fragment that would be replaced, and its replacement.
+        verdict: what verification said.
+        repro: both sides as text.
+    """
+
+    match: Match
+    old: Fragment
+    new: Fragment
+    verdict: Verdict
+    repro: Repro
+
+
+@dataclass(frozen=True)
 class Applied:
     """A match that took the place of its nodes.
 
@@ -77,7 +95,14 @@ class Applier:
     exclude: frozenset[str]
 
     def apply(self, match: Match, number: int, admitted: Callable[[Match], None]) -> Applied | Miss | Failed:
-        """Check, build, verify and splice a match. Whatever a rule does, the graph stays right.
+        """Check, build, verify and splice a match. Whatever a rule does, the graph stays right; see :meth:`prepare`."""
+        prepared = self.prepare(match, number, admitted)
+        return self._splice(prepared) if isinstance(prepared, Prepared) else prepared
+
+    def prepare(
+        self, match: Match, number: int, admitted: Callable[[Match], None] = lambda match: None
+    ) -> Prepared | Miss | Failed:
+        """Check, build and verify a match. The graph is only read.
 
         Args:
             match: what a rule found.
@@ -102,7 +127,7 @@ class Applier:
             return Failed(match, f"verification raised {type(error).__name__}: {error}", repro=repro)
         if not verdict.accepted:
             return Failed(match, verdict.reason, verdict, repro)
-        return self._splice(match, new, verdict, repro)
+        return Prepared(match, old, new, verdict, repro)
 
     def _excluded(self, match: Match) -> Refusal | None:
         for node in match.nodes:
@@ -113,16 +138,17 @@ class Applier:
                 return Refusal(f"module '{path}' is excluded", node, remedy)
         return None
 
-    def _splice(self, match: Match, new: Fragment, verdict: Verdict, repro: Repro) -> Applied | Failed:
+    def _splice(self, prepared: Prepared) -> Applied | Failed:
+        match = prepared.match
         removed = tuple(printer.program(match.nodes))
         before = alias_classes(self.graph)
-        splice = Splice(self.graph, match, new)
+        splice = Splice(self.graph, match, prepared.new)
         changed = changed_aliases(self.graph, before)
         if changed:
             splice.rollback()
-            return Failed(match, changed, verdict, repro)
+            return Failed(match, changed, prepared.verdict, prepared.repro)
         added = tuple(printer.program(splice.new)) or tuple(
             f"{old.name} = {printer.argument_text(node)}"
             for old, node in zip(match.outputs, splice.results, strict=True)
         )
-        return Applied(match, removed, added, verdict, repro, splice, tuple(splice.commit()))
+        return Applied(match, removed, added, prepared.verdict, prepared.repro, splice, tuple(splice.commit()))

@@ -134,8 +134,12 @@ class Rule:
         fidelity: how equal the result is.
         pattern: what to find, for rules that do not write ``find``.
         radius: how many users beyond a change are looked at again.
+        choice: neither side is better everywhere, as of a product with a matrix and a 1x1 convolution: made only where
+            a pipeline names the rule, otherwise offered as an alternative; see :mod:`rewrite.offers`.
         reads_values: the replacement holds for the present values of weights only: it is verified with these, and the
             model is rewritten anew when they change.
+        rounds_weights: the weights of the replacement are equal to the model's up to a few roundings in their dtype, as
+            a kernel of rank one is in float32 only; verification in float64 allows for that.
         starts: what a match begins at, for people: "a batch norm behind a layer"; by default the pattern says it.
         keeps: the kinds of operators that a rewrite leaves in place, for estimates of what it gains; None where it
             leaves one, the costliest.
@@ -145,7 +149,9 @@ class Rule:
     fidelity: ClassVar[Fidelity]
     pattern: ClassVar[Pattern | None] = None
     radius: ClassVar[int] = 4
+    choice: ClassVar[bool] = False
     reads_values: ClassVar[bool] = False
+    rounds_weights: ClassVar[bool] = False
     starts: ClassVar[str] = ""
     keeps: ClassVar[tuple[type[View], ...] | None] = None
 
