@@ -7,6 +7,7 @@ terms are, as it is in every order of summation (Higham, Accuracy and Stability 
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,20 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from rewrite import compat, evaluate
-from rewrite.ops import BatchNorm, Cast, Copy, GroupNorm, LayerNorm, Negation, Pad, Product, Sum, arguments, view
+from rewrite.ops import (
+    BatchNorm,
+    Cast,
+    Copy,
+    GroupNorm,
+    LayerNorm,
+    Negation,
+    Pad,
+    Product,
+    ProductSum,
+    Sum,
+    arguments,
+    view,
+)
 from rewrite.verify.operators import BATCH_NORMS, LIPSCHITZ, MULTILINEAR, name_of
 
 if TYPE_CHECKING:
@@ -34,6 +48,61 @@ _SLOPE: dict[str, Callable[[Tensor], Tensor]] = {
     "reciprocal": lambda v: v.square().reciprocal(),
     "square": lambda v: 2 * v.abs(),
 }
+
+
+_NUDGE = 2.0**-26
+"""The relative change of the inputs that shows how an unknown operator passes errors on."""
+
+
+def environment(fragment: Fragment, values: Mapping[Node, Any]) -> dict[Node, Any]:
+    """The float64 value of every node of a fragment, given those of the boundary nodes."""
+    env = {node: evaluate.lift(value) for node, value in fragment.environment(values).items()}
+    evaluate.run(fragment.fx.nodes, env, double=True)
+    return env
+
+
+def magnitudes(fragment: Fragment, values: Mapping[Node, Any], reference: Mapping[Node, Any]) -> list[Any]:
+    """The magnitude of each output of a fragment.
+
+    Args:
+        fragment: the fragment.
+        values: of its boundary nodes.
+        reference: its :func:`environment`.
+    """
+    truths = [reference[node] for node in fragment.outputs]
+    found = Magnitudes(fragment, reference, torch.float32)
+    pairs = zip(compat.tree_flatten(found.outputs)[0], compat.tree_flatten(truths)[0], strict=True)
+    if not all(_covers(magnitude, truth) for magnitude, truth in pairs if isinstance(truth, Tensor)):
+        found = Magnitudes(fragment, reference, torch.float64)
+    if not found.guessed:
+        return found.outputs
+    nudged = environment(fragment, {node: _nudge(value) for node, value in values.items()})
+    return [
+        compat.tree_map(_with_change, magnitude, truth, nudged[node])
+        for node, truth, magnitude in zip(fragment.outputs, truths, found.outputs, strict=True)
+    ]
+
+
+def _covers(magnitude: Tensor, truth: Tensor) -> bool:
+    """Whether the magnitude is finite wherever the value is; float32 may have overflowed."""
+    return bool((torch.isfinite(magnitude) | ~torch.isfinite(truth)).all())
+
+
+def _nudge(value: Any) -> Any:
+    """Double precision values changed by up and down alternating relative steps."""
+    lifted = evaluate.lift(value)
+    if not isinstance(lifted, Tensor) or not (lifted.is_floating_point() or lifted.is_complex()):
+        return lifted
+    sign = torch.ones(lifted.numel(), dtype=torch.float64, device=lifted.device)
+    sign[::2] = -1
+    return lifted * (1 + _NUDGE * sign.reshape(lifted.shape))
+
+
+def _with_change(magnitude: Any, truth: Any, nudged: Any) -> Any:
+    """A magnitude raised by how far the value moved, over the relative change of the inputs."""
+    if not isinstance(truth, Tensor) or not (truth.is_floating_point() or truth.is_complex()):
+        return magnitude
+    return magnitude + channel_max((nudged - truth).abs().nan_to_num(0.0, 0.0, 0.0)) / _NUDGE
 
 
 class Magnitudes:
@@ -108,6 +177,8 @@ class Magnitudes:
                 return left + right
             case Product(left=left, right=right, divided=False):
                 return self._of(left) * self._of(right)
+            case ProductSum():
+                return self._of(found.base) + abs(found.coefficient) * self._of(found.left) * self._of(found.right)
             case Product(left=left, right=right):
                 divisor = abs(self._value(right))
                 return self._of(left) / divisor * (1 + (self._of(right) / divisor if isinstance(right, Node) else 0))
@@ -120,6 +191,8 @@ class Magnitudes:
                 return self._normalized(found.input, dims, found.weight, found.bias, found.eps)
             case GroupNorm():
                 return self._group_norm(found)
+            case BatchNorm():
+                return self._batch_norm(node)
         return None
 
     def _padded(self, node: Node, pad: Pad) -> Any:
@@ -137,7 +210,7 @@ class Magnitudes:
             return LIPSCHITZ[name] * self._of(args[0])
         if name in _SLOPE:
             return _scaled(_SLOPE[name](self._value(args[0])), self._of(args[0]))
-        if name in BATCH_NORMS:
+        if name in BATCH_NORMS:  # those of several results have no view of their own
             return self._batch_norm(node)
         if name == "pow" and isinstance(args[1], (int, float)):
             return _scaled(abs(args[1]) * self._value(args[0]).abs().pow(args[1] - 1), self._of(args[0]))
@@ -181,7 +254,8 @@ class Magnitudes:
 
     def _group_norm(self, norm: GroupNorm) -> Tensor:
         magnitude, value = self._of(norm.input), self._value(norm.input)
-        groups = (value.shape[0], norm.groups, -1)
+        # a -1 would be ambiguous for an empty batch
+        groups = (value.shape[0], norm.groups, math.prod(value.shape[1:]) // norm.groups)
         result = _normalized(magnitude.reshape(groups), value.reshape(groups), (2,), norm.eps).reshape(value.shape)
         rank = value.dim()
         return (  # type: ignore[no-any-return]
@@ -207,7 +281,9 @@ class Magnitudes:
 
 def _normalized(magnitude: Tensor, value: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     """The scale of errors in ``(x - mean) / std``, errors of the mean and of the deviation included."""
-    variance, mean = torch.var_mean(value, dims, correction=0, keepdim=True)
+    # not var_mean, which warns of an empty batch
+    mean = value.mean(dims, keepdim=True)
+    variance = (value - mean).square().mean(dims, keepdim=True)
     deviation = (variance + eps).sqrt()
     spread = magnitude.square().mean(dims, keepdim=True).sqrt()
     return (magnitude + magnitude.mean(dims, keepdim=True) + ((value - mean) / deviation).abs() * spread) / deviation

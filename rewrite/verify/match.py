@@ -127,7 +127,7 @@ class _Task:
         self._constants = constants
         self._symbols, self._example = batch_symbols(graph), example_sizes(graph)
         self._sides = Sides(match.rule.fidelity, old, new, [node.name for node in match.outputs], self.constant,
-                            reach((old, new), self.data))  # fmt: skip
+                            reach((old, new), self.data), match.rule.rounds_weights)  # fmt: skip
 
     def key(self) -> Any:
         """Equal for matches that random weights cannot tell apart: the same rule, programs and boundary."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rewrite import compat, evaluate
+from rewrite import compat
 from rewrite.rule import Fidelity
 from rewrite.verify.compare import Finding, close, equal, same_kind
-from rewrite.verify.magnitude import Magnitudes, channel_max
+from rewrite.verify.magnitude import environment, magnitudes
 from rewrite.verify.rounding import Arithmetic, count
 from rewrite.verify.sharing import shared
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from rewrite.fragment import Fragment
-
-_NUDGE = 2.0**-26
-"""The relative change of the inputs that shows how an unknown operator passes errors on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class Sides:
         names: of the outputs, for messages.
         constant: whether each boundary node is a constant of the graph.
         reach: distance from an edge that counts as border, for each spatial dimension.
+        rounds_weights: as the rule declares.
     """
 
     fidelity: Fidelity
@@ -65,6 +63,7 @@ class Sides:
     names: Sequence[str]
     constant: Mapping[Node, bool]
     reach: Sequence[int]
+    rounds_weights: bool = False
 
     def compare(self, values: Mapping[Node, Any], double: bool) -> Outcome:
         """Evaluate both sides on values of the boundary nodes and compare.
@@ -73,12 +72,12 @@ class Sides:
         the rewritten program will run, and in float64 besides.
         """
         try:
-            reference = _environment(self.old, values) if self._bounded or double else {}
+            reference = environment(self.old, values) if self._bounded or double else {}
             olds = self._outputs(self.old, reference, values, double)
         except Exception as error:
             return Outcome(False, skipped=_message(error))
         try:
-            exact = _environment(self.new, values) if self._bounded or double else {}
+            exact = environment(self.new, values) if self._bounded or double else {}
             news = self._outputs(self.new, exact, values, double)
         except Exception as error:
             return Outcome(True, f"the replacement raises {_message(error)}")
@@ -120,7 +119,7 @@ class Sides:
         counts = count(self.old, reference) | count(self.new, exact)
         truths = [reference[node] for node in self.old.outputs]
         sharps = [exact[node] for node in self.new.outputs]
-        sides = (truths, sharps, olds, news, self._magnitudes(values, reference))
+        sides = (truths, sharps, olds, news, magnitudes(self.old, values, reference))
         findings = []
         for leaves in zip(*(_leaves(self.names, side) for side in sides), strict=True):
             name, (truth, sharp, old, new, magnitude) = leaves[0][0], [leaf for _, leaf in leaves]
@@ -137,27 +136,18 @@ class Sides:
         return findings
 
     def _sharp_arithmetic(self) -> Arithmetic:
-        """That of float64; constants that the new fragment brings were rounded once to their own dtype."""
-        arithmetic = Arithmetic.of(torch.float64)
-        for value in self.new.constants.values():
+        """That of float64; constants that the new fragment brings were rounded once to their own dtype.
+
+        So are the weights of a rule that says so, in the dtypes that they are recorded with.
+        """
+        arithmetic, weights = Arithmetic.of(torch.float64), list(self.new.constants.values())
+        if self.rounds_weights:
+            boundary = [node.meta["val"] for node in self.old.inputs if self.constant[node]]
+            weights += [value for value in boundary if isinstance(value, Tensor)]
+        for value in weights:
             if value.is_floating_point() or value.is_complex():
                 arithmetic = arithmetic.coarser(value.dtype)
         return arithmetic
-
-    def _magnitudes(self, values: Mapping[Node, Any], reference: Mapping[Node, Any]) -> list[Any]:
-        """The magnitude of each output of the old fragment."""
-        truths = [reference[node] for node in self.old.outputs]
-        found = Magnitudes(self.old, reference, torch.float32)
-        pairs = zip(_leaves(self.names, found.outputs), _leaves(self.names, truths), strict=True)
-        if not all(_covers(magnitude, truth) for (_, magnitude), (_, truth) in pairs):
-            found = Magnitudes(self.old, reference, torch.float64)
-        if not found.guessed:
-            return found.outputs
-        nudged = _environment(self.old, {node: _nudge(value) for node, value in values.items()})
-        return [
-            compat.tree_map(_with_change, magnitude, truth, nudged[node])
-            for node, truth, magnitude in zip(self.old.outputs, truths, found.outputs, strict=True)
-        ]
 
 
 def _leaves(names: Sequence[str], outputs: Sequence[Any]) -> list[tuple[str, Tensor]]:
@@ -168,35 +158,6 @@ def _leaves(names: Sequence[str], outputs: Sequence[Any]) -> list[tuple[str, Ten
         texts = [name] if len(leaves) == 1 else [f"{name}[{i}]" for i in range(len(leaves))]
         found += [(text, leaf) for text, leaf in zip(texts, leaves, strict=True) if isinstance(leaf, Tensor)]
     return found
-
-
-def _with_change(magnitude: Any, truth: Any, nudged: Any) -> Any:
-    """A magnitude raised by how far the value moved, over the relative change of the inputs."""
-    if not isinstance(truth, Tensor) or not (truth.is_floating_point() or truth.is_complex()):
-        return magnitude
-    return magnitude + channel_max((nudged - truth).abs().nan_to_num(0.0, 0.0, 0.0)) / _NUDGE
-
-
-def _environment(fragment: Fragment, values: Mapping[Node, Any]) -> dict[Node, Any]:
-    """The float64 value of every node of a fragment."""
-    env = {node: evaluate.lift(value) for node, value in fragment.environment(values).items()}
-    evaluate.run(fragment.fx.nodes, env, double=True)
-    return env
-
-
-def _covers(magnitude: Tensor, truth: Tensor) -> bool:
-    """Whether the magnitude is finite wherever the value is; float32 may have overflowed."""
-    return bool((torch.isfinite(magnitude) | ~torch.isfinite(truth)).all())
-
-
-def _nudge(value: Any) -> Any:
-    """Double precision values changed by up and down alternating relative steps."""
-    lifted = evaluate.lift(value)
-    if not isinstance(lifted, Tensor) or not (lifted.is_floating_point() or lifted.is_complex()):
-        return lifted
-    sign = torch.ones(lifted.numel(), dtype=torch.float64, device=lifted.device)
-    sign[::2] = -1
-    return lifted * (1 + _NUDGE * sign.reshape(lifted.shape))
 
 
 def _message(error: Exception) -> str:
