@@ -12,6 +12,11 @@ from torch.utils._pytree import TreeSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch import Tensor
+
+
+_ASKS = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+
 
 def unlift(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
     """The exported program as a module whose weights are attributes under their original names, without guards."""
@@ -52,6 +57,57 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     return (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
+
+
+@contextlib.contextmanager
+def known_values(known: Callable[[Tensor], bool]) -> Iterator[None]:
+    """Within, ``torch.export`` traces with the values of the buffers that are ``known``, so that Python may ask for
+    them, and for what is computed from them alone."""
+    from torch.export import _trace
+
+    names = vars(_trace)
+    fakify = names["_fakify_params_buffers"]
+
+    def with_values(mode: Any, module: torch.nn.Module) -> dict[str, Tensor]:
+        fakes: dict[str, Any] = fakify(mode, module)
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            if known(buffer) and fakes[name].constant is None:
+                # a copy, for what writes to the buffer while tracing writes to it too
+                fakes[name].constant = buffer.detach().clone()
+                mode.fake_tensor_converter.add_constant_storage_mapping(fakes[name])
+        return fakes
+
+    names["_fakify_params_buffers"] = with_values
+    try:
+        yield
+    finally:
+        names["_fakify_params_buffers"] = fakify
+
+
+def decided_buffers(program: torch.export.ExportedProgram, known: Callable[[str], bool]) -> tuple[str, ...]:
+    """The names of the ``known`` buffers whose values, or what was computed from them, Python asked for.
+
+    All that are known where the program does not tell: in regions of their own, or if nothing is left of the question.
+    """
+    buffers = program.graph_signature.inputs_to_buffers
+    every = tuple(name for name in dict.fromkeys(buffers.values()) if known(name))
+    asked = [node for node in program.graph.nodes if _asks(node)]
+    regions = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    if not asked or any(_asks(node) for region in regions[1:] for node in region.graph.nodes):
+        return every
+    stack, seen = asked, set(asked)
+    while stack:
+        for node in stack.pop().all_input_nodes:
+            if node not in seen:
+                seen.add(node)
+                stack.append(node)
+    named = {buffers.get(str(node.name)) for node in seen if node.op == "placeholder"}
+    return tuple(name for name in every if name in named)
+
+
+def _asks(node: torch.fx.Node) -> bool:
+    """Whether a node gives Python the value of a tensor: what ``bool(tensor)`` and ``tensor.item()`` leave behind."""
+    return isinstance(node.target, torch._ops.OpOverload) and not _ASKS.isdisjoint(node.target.tags)
 
 
 @contextlib.contextmanager

@@ -250,6 +250,9 @@ class Engine:
             if special.program.value_rules:
                 rules = ", ".join(f"'{name}'" for name in special.program.value_rules)
                 raise Misfit(f"{rules} held for the weights of the model when it was optimized")
+            changed = special.program.other_decision(self._ownership.find)
+            if changed:
+                raise Misfit(f"forward decides on the value of '{changed}', which was another one")
             return special.fit(self._ownership.sources(special))
         except Misfit as misfit:
             self._give_up(misfit)

@@ -11,6 +11,7 @@ from rewrite import compat
 from rewrite.alone import alone
 from rewrite.errors import InputError, RewriteError
 from rewrite.result import call, recording
+from rewrite.result.mirror import find
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights, execute, remember
 from rewrite.result.reading import holder
@@ -85,6 +86,12 @@ class Live:
                     f"{MODES[not training]} mode, which is another program; call train({training}) on the model, or "
                     "transform it again"
                 )
+        changed = self.special.program.other_decision(self._present)
+        if changed:
+            raise RewriteError(
+                f"forward decides on the value of '{changed}', which was another one when the model was transformed; "
+                "transform it again"
+            )
         weights: list[Any] = [
             self._fixed[name] if held is None else held.get(name.rpartition(".")[2])
             for name, held in self._holders.items()
@@ -93,6 +100,9 @@ class Live:
         if missing:
             raise RewriteError(f"the model has no '{missing[0]}' any more, which its program reads; transform it again")
         return tuple(weights)
+
+    def _present(self, name: str) -> Tensor | None:
+        return find(self.source, name)
 
     def _plan(self, flat: list[Any], structure: call.Tree) -> tuple[Plan, tuple[Tensor, ...]]:
         """How a call runs, and on what."""

@@ -61,6 +61,10 @@ class Ownership:
             found[name] = tensor.detach()
         return found
 
+    def find(self, name: str) -> Tensor | None:
+        """The present tensor of that name in the tree, None where there is none."""
+        return find(self.root, name)
+
     def _attribute(self, name: str) -> Tensor:
         return self._attributes[name] if self._reflection is None else attribute(self.source, name)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from rewrite import compat
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
     from rewrite.graph import Graph
     from rewrite.recipe import Settings
 
@@ -31,6 +39,8 @@ class Program:
         identity: what the model was when it was captured, as :func:`~rewrite.cache.keys.identity_of` has it; None where
             that was in doubt, or where random numbers are drawn.
         standalone: whether the folded values are all there is: what they were computed from is gone.
+        decided: the buffers on whose values Python decided in forward, and these values. While one has another value,
+            the program is not that of the model.
     """
 
     graph: Graph
@@ -44,3 +54,18 @@ class Program:
     settings: Settings | None = None
     identity: str | None = None
     standalone: bool = False
+    decided: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def other_decision(self, find: Callable[[str], Tensor | None]) -> str:
+        """The first buffer of :attr:`decided` that has another value by now, '' where none has.
+
+        Args:
+            find: gives the present buffers; stand-ins of exporters, which have no values, are passed over.
+        """
+        for name, value in self.decided.items():
+            present = find(name)
+            if compat.is_stand_in(present):
+                continue
+            if present is None or not torch.equal(present.to(value), value):
+                return name
+        return ""

@@ -75,7 +75,7 @@ def _stored(
         graphs = stored_graphs(**graphs_of(graphs, device=change.device, dtypes=change.dtypes, kept=kept))
     return StoredProgram(
         graphs, program.report, program.one_row, program.value_rules, program.plan, constants, tuple(inputs),
-        tuple(outputs), program.identity,
+        tuple(outputs), program.identity, tuple(program.decided),
     )  # fmt: skip
 
 

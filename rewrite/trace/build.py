@@ -16,7 +16,7 @@ from rewrite.provenance import location
 from rewrite.trace.errors import place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 aten = torch.ops.aten
 
@@ -24,12 +24,16 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_f
                "sym_constrain_range")  # fmt: skip
 
 
-def build(module: fx.GraphModule, flat_inputs: Sequence[Any] = ()) -> Graph:
+def build(
+    module: fx.GraphModule, flat_inputs: Sequence[Any] = (), registered: Mapping[str, Tensor] | None = None
+) -> Graph:
     """The graph of an unlifted program, over the very tensors that the program holds.
 
     Args:
         module: as ``ExportedProgram.module(check_guards=False)`` gives it.
         flat_inputs: the example, for the recorded values of inputs that are no tensors.
+        registered: the parameters and buffers of the model. One that forward takes from a list is a constant for
+            ``export``, and is called by its name again.
 
     Raises:
         CaptureError: a size depends on the values of tensors, or a write is not at the end.
@@ -41,6 +45,8 @@ def build(module: fx.GraphModule, flat_inputs: Sequence[Any] = ()) -> Graph:
     first_of: dict[int, Node] = {}
     written: dict[Node, tuple[Mutation, Node]] = {}
     constants = iter(flat_inputs)
+    registered = registered or {}
+    named = {_memory(tensor): (name, tensor) for name, tensor in registered.items() if tensor.numel()}
 
     for node in module.graph.nodes:
         if node.op == "output":
@@ -52,15 +58,19 @@ def build(module: fx.GraphModule, flat_inputs: Sequence[Any] = ()) -> Graph:
         if node.op == "get_attr":
             if not node.users:
                 continue
-            tensor = _attribute(module, str(node.target))
+            name = str(node.target)
+            tensor = _attribute(module, name)
             if not isinstance(tensor, Tensor):
                 raise CaptureError(f"the constant '{node.target}' is a {type(tensor).__name__}, not a tensor")
+            if name not in registered:
+                name, tensor = named.get(_memory(tensor), (name, tensor))
             # tied weights are one value
             if id(tensor) in first_of:
                 copied[node] = first_of[id(tensor)]
                 continue
             copied[node] = first_of[id(tensor)] = nodes.node_copy(node)
-            weights[str(node.target)] = tensor
+            copied[node].target = name
+            weights[name] = tensor
             if "val" not in node.meta:
                 copied[node].meta["val"] = mode.from_tensor(tensor, static_shapes=True)
             continue
@@ -107,6 +117,13 @@ def _attribute(module: fx.GraphModule, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def _memory(tensor: Tensor) -> Any:
+    """What two tensors have in common that are one."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _is_assertion(node: Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,15 +17,17 @@ from rewrite.provenance import location
 from rewrite.trace import guard, twin
 from rewrite.trace.batch import plans, squeezes_batch
 from rewrite.trace.build import build
-from rewrite.trace.compare import same
-from rewrite.trace.errors import capture_error, first_line, is_hopeless, place
-from rewrite.trace.export import Exported, export
+from rewrite.trace.compare import same, show
+from rewrite.trace.errors import capture_error, depends_on_values, first_line, is_hopeless, place
+from rewrite.trace.export import Exported, export, may_decide
 from rewrite.trace.isolate import isolated
 from rewrite.trace.judge import judge, takes_one_row
 from rewrite.trace.normalize import normalize
 from rewrite.trace.rehearse import changes, refuse_hidden_writes, rehearse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rewrite.graph import Graph
     from rewrite.trace.batch import Plan
     from rewrite.trace.rehearse import Rehearsal
@@ -43,6 +45,7 @@ class Capture:
         notes: what the user should know, one sentence each.
         seconds: what capture took.
         one_row: whether the graph is right for a batch of one as well; forward may do something else with it.
+        decided: the buffers on whose values Python decided in forward, and these values.
     """
 
     graph: Graph
@@ -52,6 +55,7 @@ class Capture:
     notes: tuple[str, ...]
     seconds: float
     one_row: bool = True
+    decided: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def capture(
@@ -81,29 +85,31 @@ def capture(
         rehearsal = rehearse(model, args, kwargs)
         if training:
             refuse_hidden_writes(model, args, kwargs)
-        graph, plan, notes = _trace(model, args, kwargs, rehearsal, training)
+        graph, plan, notes, decided = _trace(model, args, kwargs, rehearsal, training)
         one_row = takes_one_row(model, graph, args, kwargs)
-    notes += _state_notes(rehearsal) + _constant_notes(graph, flat)
+    notes += _state_notes(rehearsal) + _constant_notes(graph, flat) + _container_notes(model, graph, training)
     if not one_row:
         notes.append("forward does something else with a batch of one, which is captured on its own")
     seconds, name, batch = time.perf_counter() - start, type(model).__name__, _symbol(graph, plan)
     emit("captured", f"{name}: captured in {seconds:.2f} s", model=name, seconds=seconds, batch=batch, notes=notes)
-    return Capture(graph, model, batch, tuple(flat), tuple(notes), seconds, one_row)
+    return Capture(graph, model, batch, tuple(flat), tuple(notes), seconds, one_row, decided)
 
 
 def _trace(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rehearsal: Rehearsal, training: bool
-) -> tuple[Graph, Plan, list[str]]:
+) -> tuple[Graph, Plan, list[str], dict[str, torch.Tensor]]:
     """The first plan that gives a graph which does what the model does."""
     flat = compat.tree_flatten((args, kwargs))[0]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     failure: Exception | None = None
     for plan in plans(flat):
         last = not plan.carriers
         try:
-            with twin.shadow(model) as shadow:
-                exported = export(shadow, args, kwargs, plan)
+            exported = _export(model, args, kwargs, plan)
+            _check_decisions(model, exported, rehearsal)
             _check_functions(model, exported, training)
-            graph = normalize(build(exported.module, flat))
+            graph = normalize(build(exported.module, flat, {**parameters, **buffers}))
         except CaptureError:
             raise
         except Exception as error:
@@ -122,11 +128,40 @@ def _trace(
                 raise (error if isinstance(error, CaptureError) else capture_error(error, model)) from error
             failure = failure or error
             continue
+        decided = {name: buffers[name].detach().clone() for name in exported.decided}
         notes = _function_notes(exported, training)
+        notes += [
+            f"forward decides on the value of '{name}', which is {show(value)}" for name, value in decided.items()
+        ]
         if last and failure is not None:
             notes.append(_fixed_batch(flat, failure))
-        return graph, plan, notes
+        return graph, plan, notes, decided
     raise AssertionError("the last plan is static and either returns or raises")
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan) -> Exported:
+    """Export the model; where Python asks for the values of tensors, once more with those of flags and counters."""
+    with twin.shadow(model) as shadow:
+        try:
+            return export(shadow, args, kwargs, plan)
+        except Exception as error:
+            if not depends_on_values(error) or not any(map(may_decide, model.buffers())):
+                raise
+            first = error
+    with twin.shadow(model) as shadow:
+        try:
+            return export(shadow, args, kwargs, plan, decide=True)
+        except Exception:
+            raise first from None
+
+
+def _check_decisions(model: nn.Module, exported: Exported, rehearsal: Rehearsal) -> None:
+    written = [name for name in exported.decided if name in rehearsal.state]
+    if written:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured: Python decides on the value of '{written[0]}', which forward "
+            "writes; use torch.where, or move the decision out of forward"
+        )
 
 
 def _check_functions(model: nn.Module, exported: Exported, training: bool) -> None:
@@ -173,6 +208,28 @@ def _constant_notes(graph: Graph, flat: list[Any]) -> list[str]:
         for node, leaf in zip(graph.inputs, flat, strict=True)
         if not isinstance(leaf, torch.Tensor) and leaf is not None
     ]
+
+
+def _container_notes(model: nn.Module, graph: Graph, training: bool) -> list[str]:
+    """The tensors that forward takes from lists and dicts: a graph has them as constants of its own.
+
+    Raises:
+        CaptureError: one would be trained.
+    """
+    leaves = twin.leaves(model)
+    read = {tensor.untyped_storage().data_ptr() for name, tensor in graph.weights.items() if name not in leaves}
+    notes = []
+    for name, leaf in leaves.items():
+        if "[" not in name or not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided:
+            continue
+        if leaf.numel() == 0 or leaf.untyped_storage().data_ptr() not in read:
+            continue
+        what = f"forward reads the tensor '{name}', which no module holds under a name of its own"
+        remedy = "register it, in an nn.ParameterList or as a buffer"
+        if training and leaf.requires_grad:
+            raise CaptureError(f"{what}, and a graph would lose its gradient; {remedy}")
+        notes.append(f"{what}, so its changes are not followed; {remedy}")
+    return notes
 
 
 def _symbol(graph: Graph, plan: Plan) -> str | None:

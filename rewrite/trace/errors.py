@@ -122,7 +122,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
     if depends_on_values(error):
         return (
             "Python decides on the value of a tensor, which a graph does not have",
-            "use torch.where, or move the decision out of forward",
+            "use torch.where, or move the decision out of forward; a flag of the model itself may be a buffer",
         )
     known = _known(error)
     if known is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+_FEW = 64
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -30,15 +33,34 @@ class Exported:
         module: operators on placeholders and ``get_attr`` weights; state is written by ``copy_`` before the output.
         functions: names of the custom autograd functions that tracing went through.
         checkpoints: whether activation checkpoints were.
+        decided: names of the buffers on whose values Python decided.
     """
 
     module: fx.GraphModule
     functions: tuple[str, ...]
     checkpoints: bool
+    decided: tuple[str, ...] = ()
 
 
-def export(shadow: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: batch.Plan) -> Exported:
+def may_decide(tensor: torch.Tensor) -> bool:
+    """Whether Python may decide on the value of a buffer: a flag or a counter, not statistics that training moves."""
+    return tensor.numel() <= _FEW and not tensor.is_floating_point() and not tensor.is_complex()
+
+
+def export(
+    shadow: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: batch.Plan,
+    decide: bool = False,
+) -> Exported:
     """Export ``shadow`` and decompose the program to functional, high-level ATen.
+
+    Args:
+        shadow: the module.
+        args, kwargs: the example call.
+        plan: which sizes are symbolic.
+        decide: whether Python may ask for the values of the buffers that :func:`may_decide` allows.
 
     Raises:
         CaptureError: forward registers tensors, or calls graphs of its own.
@@ -48,7 +70,8 @@ def export(shadow: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     args, kwargs, shapes = batch.example(plan, args, kwargs, shadow)
     before = twin.registered(shadow)
     seen: dict[str, None] = {}
-    with compat.watch_autograd_functions(lambda name: seen.setdefault(name)):
+    known = compat.known_values(may_decide) if decide else contextlib.nullcontext()
+    with compat.watch_autograd_functions(lambda name: seen.setdefault(name)), known:
         program = torch.export.export(shadow, args, kwargs, dynamic_shapes=shapes, strict=False)
     # with a tensor registered while tracing, decomposing writes its value into the user's input
     new = sorted(twin.registered(shadow) ^ before)
@@ -56,11 +79,13 @@ def export(shadow: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise CaptureError(
             f"{type(shadow).__name__} registers '{new[0]}' in forward; call the model once on an example input first"
         )
+    allowed = {name for name, buffer in shadow.named_buffers(remove_duplicate=False) if may_decide(buffer)}
+    decided = compat.decided_buffers(program, allowed.__contains__) if decide else ()
     _keep_no_grad(program.graph_module)
     module = compat.unlift(program.run_decompositions({}))
     _refuse_nested_graphs(module, shadow)
     functions = tuple(name for name in seen if name != "checkpoint")
-    return Exported(module, functions, "checkpoint" in seen)
+    return Exported(module, functions, "checkpoint" in seen, decided)
 
 
 def _name_keywords(shadow: torch.nn.Module, kwargs: dict[str, Any]) -> None:
