@@ -1,1 +1,1 @@
-"""Runnable stories; each is a script and is run by the tests."""
+"""Runnable stories, each a script that the tests run, and networks to try things on (:mod:`examples.models`)."""

@@ -11,7 +11,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without installation
 
-from passes.fold_batch_norm import FoldBatchNorm
+from passes.fold_affine import FoldBatchNorm
 from rewrite import Fidelity, Rule, bisect, explain
 from rewrite.pattern import Call, Var
 
