@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.fx import Node
 
 from rewrite.ops import BatchNorm, Convolution, Linear, arguments, value
 from rewrite.provenance import called, module_class, module_path
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
-    from torch.fx import Node
-
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
 
@@ -95,9 +94,11 @@ def norm_shift(g: Builder, norm: BatchNorm, scale: Node) -> Node:
     return g(aten.neg.default, centre) if norm.bias is None else g(aten.sub.Tensor, norm.bias, centre)
 
 
-def scaled_outputs(g: Builder, layer: Layer, scale: Node) -> Node:
-    """The layer's weight with each output channel multiplied by its element of ``scale``, ``[O]``."""
+def scaled_outputs(g: Builder, layer: Layer, scale: Node | float) -> Node:
+    """The layer's weight with each output channel multiplied by its element of ``scale``, ``[O]``, or by a number."""
     weight = layer.weight
+    if is_number(scale):
+        return g(aten.mul.Tensor, weight, scale)
     if isinstance(layer, Linear):
         return g(aten.mul.Tensor, weight, scale if layer.stored_transposed else g(aten.unsqueeze.default, scale, 1))
     taps = [1] * layer.dims
@@ -110,8 +111,54 @@ def scaled_outputs(g: Builder, layer: Layer, scale: Node) -> Node:
     return g(aten.reshape.default, product, shape)
 
 
-def per_input(g: Builder, layer: Layer, vector: Node) -> Node:
+def is_number(vector: Node | float) -> bool:
+    """Whether it is a number, or a constant of no dimensions, and not one element for each channel."""
+    return not isinstance(vector, Node) or value(vector).dim() == 0
+
+
+def scaled_inputs(g: Builder, layer: Layer, scale: Node | float) -> Node:
+    """The layer's weight with each input channel multiplied by its element of ``scale``, ``[C]``, or by a number."""
+    if is_number(scale) or isinstance(layer, Linear):
+        return g(aten.mul.Tensor, layer.weight, per_input(g, layer, scale))
+    if layer.transposed:
+        return g(aten.mul.Tensor, layer.weight, g(aten.reshape.default, scale, [-1, 1, *[1] * layer.dims]))
+    weight = g(aten.mul.Tensor, by_groups(g, layer), per_input(g, layer, scale))
+    return g(aten.reshape.default, weight, [int(n) for n in value(layer.weight).shape])
+
+
+def constant_response(g: Builder, layer: Layer, constant: Node | float) -> Node:
+    """What the layer makes of ``constant``, ``[C]`` or a number, at every position where it sees no padding: ``[O]``.
+
+    The bias is not in it. A convolution is not transposed.
+    """
+    products = g(aten.mul.Tensor, by_groups(g, layer), per_input(g, layer, constant))
+    if isinstance(layer, Linear):
+        return g(aten.sum.dim_IntList, products, [0 if layer.stored_transposed else 1])
+    total = g(aten.sum.dim_IntList, products, list(range(2, layer.dims + 3)))
+    return g(aten.reshape.default, total, [layer.out_channels])
+
+
+def bias_of(g: Builder, layer: Layer, shift: Node | float) -> Node:
+    """The bias, ``[O]``, that adds ``shift``, ``[O]`` or a number, to the layer's result."""
+    if not isinstance(shift, Node):
+        return g(aten.new_full.default, layer.weight, [outputs_of(layer)], shift)
+    return g(aten.expand.default, shift, [outputs_of(layer)]) if is_number(shift) else shift
+
+
+def outputs_of(layer: Layer) -> int:
+    """How many output channels a layer has."""
+    return layer.out_channels if isinstance(layer, Convolution) else layer.out_features
+
+
+def inputs_of(layer: Layer) -> int:
+    """How many input channels a layer has."""
+    return layer.in_channels if isinstance(layer, Convolution) else layer.in_features
+
+
+def per_input(g: Builder, layer: Layer, vector: Node | float) -> Node | float:
     """``vector``, ``[C]`` over the layer's input channels, in a shape that multiplies :func:`by_groups` weights."""
+    if not isinstance(vector, Node) or is_number(vector):
+        return vector
     if isinstance(layer, Linear):
         return g(aten.unsqueeze.default, vector, 1) if layer.stored_transposed else vector
     return g(aten.reshape.default, vector, [layer.groups, 1, -1, *[1] * layer.dims])
@@ -133,7 +180,7 @@ def with_weights(g: Builder, layer: Layer, x: Node, weight: Node, bias: Node | N
         bias = cast(g, bias, dtype if layer.bias is None else value(layer.bias).dtype)
     if isinstance(layer, Linear):
         if layer.stored_transposed and bias is None:
-            return g(aten.mm.default, x, weight)
+            return g(aten.mm.default if value(x).dim() == 2 else aten.matmul.default, x, weight)
         if layer.stored_transposed:
             return g(aten.addmm.default, bias, x, weight)
         return g(aten.linear.default, x, weight, bias)

@@ -29,7 +29,7 @@ def below(node: Node, dim: int) -> tuple[Node, tuple[Node, ...], int]:
         if isinstance(found, Permute):
             source: int | None = found.order[dim]
         elif isinstance(found, Reshape):
-            source = _kept_dimension(value(found.input).shape, value(node).shape, dim)
+            source = kept_dimension(value(found.input).shape, value(node).shape, dim)
         else:
             source = None
         if source is None or not isinstance(found, (Permute, Reshape)):
@@ -49,7 +49,7 @@ def _replaced(args: Any, old: Node, new: Node) -> Any:
     return fx.map_arg(args, lambda arg: new if arg is old else arg)
 
 
-def _kept_dimension(before: Sequence[Any], after: Sequence[Any], dim: int) -> int | None:
+def kept_dimension(before: Sequence[Any], after: Sequence[Any], dim: int) -> int | None:
     """The dimension of a reshape's input that is dimension ``dim`` of its result, or None where there is none."""
 
     def place(shape: Sequence[Any], d: int) -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
-"""What a rewrite that copies less changes in memory: strides that somebody sees, and outputs that share storage."""
+"""What a rewrite changes in memory: strides that somebody sees, and outputs that share storage."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,8 +14,11 @@ from rewrite.provenance import called
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.fx import Node
 
+    from rewrite.fragment import Builder
     from rewrite.graph import Graph
 
 aten = torch.ops.aten
@@ -27,8 +30,11 @@ _READS_STRIDES = frozenset({
 
 def same_strides(a: Node, b: Node) -> bool:
     """Whether two tensors of the same shape are recorded with the same strides."""
-    pairs = zip(value(a).stride(), value(b).stride(), strict=True)
-    return all(compat.statically_known_true(i == j) for i, j in pairs)
+    return _same(value(a).stride(), value(b).stride())
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return all(compat.statically_known_true(i == j) for i, j in zip(a, b, strict=True))
 
 
 def readers(node: Node) -> set[Node]:
@@ -97,6 +103,23 @@ def layout_refusal(
     return None
 
 
+def reader_of_strides(node: Node) -> Node | None:
+    """What sees the strides of a value or of a view of it: the graph's output, or an operator that depends on them."""
+    return next((reader for reader in sorted(readers(node)) if reader.op == "output" or _reads_strides(reader)), None)
+
+
+def restored_strides(g: Builder, old: Node, new: Node) -> Node:
+    """``new``, copied to the strides that ``old`` is recorded with where something sees them and a format has them."""
+    if same_strides(old, new) or reader_of_strides(old) is None:
+        return new
+    for rank, layout in ((0, torch.contiguous_format), (4, torch.channels_last), (5, torch.channels_last_3d)):
+        if rank in (0, value(new).dim()):
+            copied = fake_call(g.graph.fake_mode, aten.clone.default, (new,), {"memory_format": layout})
+            if _same(copied.stride(), value(old).stride()):
+                return g(aten.clone.default, new, memory_format=layout)
+    return new
+
+
 def _drop(node: Node) -> str:
     return f"leave {called(node)} out of the model, where rounding may be that of other strides"
 
@@ -110,5 +133,16 @@ def _reads_strides(node: Node) -> bool:
 def _reshapes_alike(graph: Graph, source: Node, reshape: Node) -> bool:
     recorded = value(reshape)
     direct = fake_call(graph.fake_mode, aten.reshape.default, (source, list(recorded.shape)), {})
-    pairs = zip(direct.stride(), recorded.stride(), strict=True)
-    return all(compat.statically_known_true(i == j) for i, j in pairs)
+    return _same(direct.stride(), recorded.stride())
+
+
+def strides_refusal(source: Node, node: Node) -> Refusal | None:
+    """Why ``source`` may not take the place of ``node``, a fresh tensor: somebody sees strides that would change."""
+    reader = None if same_strides(source, node) else reader_of_strides(node)
+    if reader is None:
+        return None
+    if reader.op == "output":
+        return Refusal("the model returns the result, whose strides would change", node,
+                       f"return what is computed from {called(node)}")  # fmt: skip
+    return Refusal("depends on strides, which would change", reader,
+                   f"call {called(reader)} on what does not depend on strides")  # fmt: skip

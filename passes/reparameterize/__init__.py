@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from passes.fold_batch_norm import FoldBatchNorm
-from passes.fold_layer_scale import FoldLayerScale
+from passes.fold_affine import FoldBatchNorm, FoldLayerScale
 from passes.reparameterize.rule import MergeBranches
 from rewrite.pipeline import Pass
 

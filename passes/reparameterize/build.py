@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from passes import affine
+from passes.convolve import CONVOLUTIONS
 from passes.reparameterize.embed import embedded, regrouped
 from passes.reparameterize.forms import Shift
 from rewrite.ops import BatchNorm, Convolution, Linear, value
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from rewrite.ops import Term
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {
-    1: (aten.conv1d.default, aten.conv1d.padding),
-    2: (aten.conv2d.default, aten.conv2d.padding),
-    3: (aten.conv3d.default, aten.conv3d.padding),
-}
 
 
 def build(g: Builder, plan: Plan) -> Node:
@@ -78,7 +74,7 @@ class _Algebra:
             return g(aten.linear.default, part.source, kernel, bias)
         x, padding = part.source, [tap.low for tap in part.taps]
         dilation = [tap.step for tap in part.taps]
-        plain, same = _CONVOLUTIONS[len(part.taps)]
+        plain, same = CONVOLUTIONS[len(part.taps)]
         if part.needs_pad:
             x, padding = self.padded(part), [0] * len(padding)
         elif any(tap.low != tap.high for tap in part.taps):

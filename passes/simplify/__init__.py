@@ -3,8 +3,10 @@
 - ``copies``: clones, dropout in evaluation, conversions to the dtype that a value has
 - ``identities``: reshapes, slices, padding, rolls that move nothing
 - ``chains``: two reshapes, permutations or negations in a row
+- ``pieces``: all pieces of a tensor, concatenated again
 - ``arithmetic``: multiplication by one, addition of zero
 - ``clamps``: clamps of clamped values
+- ``idle``: activations of values that they leave as they are
 - ``duplicates``: common subexpressions
 
 Nodes that nothing reads need no rule: the driver erases them when a step begins and after each rewrite.
@@ -20,22 +22,24 @@ from passes.simplify.clamps import MergeClamps
 from passes.simplify.copies import RemoveCopy
 from passes.simplify.duplicates import MergeDuplicates
 from passes.simplify.identities import RemoveIdentity
+from passes.simplify.idle import RemoveIdleActivation
+from passes.simplify.pieces import JoinPieces
 from rewrite.pipeline import Pass
 from rewrite.rule import Rule
 
 __all__ = [
-    "CancelNegations", "MergeClamps", "MergeDuplicates", "MergePermutes", "MergeReshapes", "RemoveCopy",
-    "RemoveIdentity", "RemoveNeutral", "RemoveZeroTerm", "Simplify",
+    "CancelNegations", "JoinPieces", "MergeClamps", "MergeDuplicates", "MergePermutes", "MergeReshapes", "RemoveCopy",
+    "RemoveIdentity", "RemoveIdleActivation", "RemoveNeutral", "RemoveZeroTerm", "Simplify",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Simplify(Pass):
-    """All rules of this package, together to a fixed point. Each of them lowers the number of operators."""
+    """All rules of this package, together to a fixed point. Each of them lowers the number of operators or operands."""
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules; they do not depend on each other's order."""
         return (
             RemoveCopy(), RemoveIdentity(), MergeReshapes(), MergePermutes(), CancelNegations(), RemoveNeutral(),
-            RemoveZeroTerm(), MergeClamps(), MergeDuplicates(),
+            RemoveZeroTerm(), MergeClamps(), RemoveIdleActivation(), MergeDuplicates(), JoinPieces(),
         )  # fmt: skip

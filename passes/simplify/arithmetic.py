@@ -48,11 +48,8 @@ class RemoveZeroTerm(Removal):
 
 def _factor(product: Product) -> Node | None:
     left, right = product.left, product.right
-    if isinstance(left, Node) and not isinstance(right, Node):
-        return left if right == 1 else None
-    if isinstance(right, Node) and not isinstance(left, Node) and not product.divided:
-        return right if left == 1 else None
-    return None
+    factor = left if right == 1 else right if left == 1 and not product.divided else None
+    return factor if isinstance(factor, Node) else None
 
 
 def _summand(total: Sum, sign: float) -> Node | None:

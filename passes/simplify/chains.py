@@ -10,9 +10,9 @@ import torch
 from passes.memory import same_strides, sharing_refusal
 from rewrite import compat
 from rewrite.graph import fake_call
-from rewrite.ops import Negation, Permute, Reshape, View, same_shape, same_type, value, view_as
+from rewrite.ops import Negation, Permute, Reshape, View, same_shape, value, view_as
 from rewrite.provenance import called
-from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule, read_elsewhere
+from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,10 +40,7 @@ def _match(rule: Rule, inner: View, outer: View, cancels: bool, **captures: Any)
     refusal = sharing_refusal(inner.operands[0], outer.node) if cancels else None
     if refusal is not None:
         return Miss(rule.name, outer.node, refusal, nodes)
-    shared = len(inner.node.users) > 1
-    if shared and not cancels:
-        reader = next(user for user in inner.node.users if user is not outer.node)
-        return Miss(rule.name, outer.node, read_elsewhere(inner.node, reader, outer.node), nodes)
+    shared = cancels and len(inner.node.users) > 1
     captures |= {"inner": inner, "outer": outer, "cancels": cancels, "shared": shared}
     return Match(rule, nodes, nodes if shared else nodes[1:], captures)
 
@@ -65,13 +62,12 @@ class MergeReshapes(Rule):
         """One match or miss for each reshape of a reshape."""
         for inner, outer in _pairs(Reshape, dirty):
             cancels = same_shape(inner.input, outer.node)
-            if cancels:
-                alike = same_strides(inner.input, outer.node)
-            else:
-                direct = fake_call(graph.fake_mode, aten.reshape.default, (inner.input, list(outer.shape)), {})
-                pairs = zip(direct.stride(), value(outer.node).stride(), strict=True)
-                alike = all(compat.statically_known_true(i == j) for i, j in pairs)
-            if alike:
+            merged = (
+                value(inner.input) if cancels
+                else fake_call(graph.fake_mode, aten.reshape.default, (inner.input, list(outer.shape)), {})
+            )  # fmt: skip
+            pairs = zip(merged.stride(), value(outer.node).stride(), strict=True)
+            if all(compat.statically_known_true(i == j) for i, j in pairs):
                 yield _match(self, inner, outer, cancels)
             else:
                 refusal = Refusal("the merged reshape would have other strides", inner.node,
@@ -118,8 +114,6 @@ class CancelNegations(Rule):
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each negated negation."""
         for inner, outer in _pairs(Negation, dirty):
-            if not same_type(inner.input, outer.node):
-                continue
             if same_strides(inner.input, outer.node):
                 yield _match(self, inner, outer, True)
             else:

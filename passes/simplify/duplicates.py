@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.fx import Node
 
 from passes.memory import is_returned
 from rewrite.graph import is_pure
@@ -17,6 +16,8 @@ from rewrite.weights import is_algebra
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from torch.fx import Node
 
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
@@ -37,12 +38,10 @@ class MergeDuplicates(Rule):
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each of ``dirty`` that another node repeats."""
         for node in dirty:
-            if node.op != "call_function" or not is_pure(node):
-                continue
-            for other in _candidates(graph, node):
-                if other is not node and _same_call(node, other):
-                    yield self._pair(*sorted((node, other)))
-                    break
+            candidates = _candidates(graph, node) if is_pure(node) else []
+            other = next((other for other in candidates if other is not node and _same_call(node, other)), None)
+            if other is not None:
+                yield self._pair(*sorted((node, other)))
 
     def _pair(self, first: Node, second: Node) -> Match | Miss:
         if is_returned(first) and is_returned(second):
@@ -65,19 +64,10 @@ def _candidates(graph: Graph, node: Node) -> list[Node]:
 
 
 def _same_call(a: Node, b: Node) -> bool:
-    if is_algebra(a) != is_algebra(b):
-        return False
-    if isinstance(a.target, torch._ops.OpOverload):
-        return _same(list(arguments(a).values()), list(arguments(b).values()))
-    return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
+    return is_algebra(a) == is_algebra(b) and _operands(a) == _operands(b)
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Node) and isinstance(b, Node):
-        return a is b
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    # 1, 1.0 and True promote otherwise, 0.0 and -0.0 differ: the text tells them apart
-    return type(a) is type(b) and repr(a) == repr(b)
+def _operands(node: Node) -> str:
+    """The operands as text: 1, 1.0 and True promote otherwise, 0.0 and -0.0 differ, each node has its own name."""
+    given = arguments(node) if isinstance(node.target, torch._ops.OpOverload) else (node.args, node.kwargs)
+    return repr(given)

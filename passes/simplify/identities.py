@@ -17,7 +17,6 @@ from rewrite.ops import (
     Reshape,
     Roll,
     Slice,
-    same_shape,
     value,
 )
 from rewrite.rule import Fidelity
@@ -36,10 +35,10 @@ class RemoveIdentity(Removal):
     starts = "a reshape, slice, padding or roll that moves nothing"
 
     def source(self, found: View) -> Node | None:
-        """The input, or for a slice that is overwritten completely the new values."""
+        """The input, or for a slice that is overwritten completely the new values; it may have another shape."""
         match found:
             case Reshape() | Expand() | Piece() | Slice(step=1):
-                return found.input if same_shape(found.input, found.node) else None
+                return found.input
             case Permute():
                 return found.input if found.order == tuple(range(len(found.order))) else None
             case Pad():
@@ -49,13 +48,13 @@ class RemoveIdentity(Removal):
             case Concatenation(inputs=(only,)):
                 return only
             case Overwrite():
-                return found.source if same_shape(found.source, found.node) else None
+                return found.source
         return None
 
 
 def _moves(roll: Roll) -> list[bool]:
     shape = value(roll.input).shape
     return [
-        shift != 0 and not compat.statically_known_true(shift % max(shape[dim], 1) == 0)
+        not compat.statically_known_true(shift % max(shape[dim], 1) == 0)
         for shift, dim in zip(roll.shifts, roll.dims, strict=True)
     ]

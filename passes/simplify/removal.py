@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.memory import layout_refusal, sharing_refusal
-from rewrite.ops import Cast, Copy, is_tensor, same_type, view
+from rewrite.ops import Cast, Copy, same_type, view
 from rewrite.rule import Match, Miss, Rule
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ class Removal(Rule, abstract=True):
         for node in dirty:
             found = view(node)
             source = None if found is None else self.source(found)
-            if found is None or source is None or not is_tensor(node) or not same_type(source, node):
+            if found is None or source is None or not same_type(source, node):
                 continue
             requested = found.layout if isinstance(found, (Copy, Cast)) else None
-            refusal = sharing_refusal(source, node) or layout_refusal(graph, source, node, requested)
-            if refusal is not None:
-                yield Miss(self.name, node, refusal, found.nodes)
-            else:
+            shared = sharing_refusal(source, node)
+            refusal = shared or layout_refusal(graph, source, node, requested)
+            if refusal is None:
                 yield Match(self, found.nodes, (node,), {"source": source})
+            elif shared is not None or not graph.is_constant(node):  # weight code does not run at each call
+                yield Miss(self.name, node, refusal, found.nodes)
 
     def rewrite(self, match: Match, g: object) -> Node:
         """The input itself."""

@@ -1,9 +1,8 @@
-"""What the tests of passes share: run a pass on a small model with every match verified, and compare with the model."""
+"""What the tests of passes share beside :mod:`rewrite.testing`: random norms, the bound of the one layer left."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewrite import compat
-from rewrite.driver import Driver, StepRecord
 from rewrite.graph import Graph
-from rewrite.ops import BatchNorm, Convolution, Linear, View, value, view
+from rewrite.ops import Convolution, Linear, value
 from rewrite.pipeline import Step
+from rewrite.testing import Result
+from rewrite.testing.assertions import apply
 from rewrite.trace import capture
-from rewrite.verify import MatchVerifier
 
 
 def scatter(model: nn.Module) -> nn.Module:
@@ -31,46 +30,6 @@ def scatter(model: nn.Module) -> nn.Module:
                     module.weight.uniform_(0.5, 1.5).mul_(torch.where(torch.rand_like(module.weight) < 0.3, -1, 1))
                     module.bias.normal_()
     return model.eval()
-
-
-@dataclass
-class Result:
-    """A rewritten model."""
-
-    graph: Graph
-    record: StepRecord
-
-    def views(self, *kinds: type[View]) -> list[Any]:
-        """The operators of these kinds that depend on the input, in order."""
-        live = [view(node) for node in self.graph.calls() if not self.graph.is_constant(node)]
-        return [found for found in live if isinstance(found, kinds)]
-
-    @property
-    def layers(self) -> list[Any]:
-        return self.views(Convolution, Linear)
-
-    @property
-    def norms(self) -> list[Any]:
-        return self.views(BatchNorm)
-
-    @property
-    def operators(self) -> list[str]:
-        """The operators that depend on the input, by name."""
-        return [str(node.target).split(".")[1] for node in self.graph.calls() if not self.graph.is_constant(node)]
-
-    @property
-    def reasons(self) -> list[str]:
-        return [refused.reason for refused in self.record.refused]
-
-
-def apply(graph: Graph, step: Step) -> Result:
-    """Run a step with verification; nothing may be rejected, and a second run finds nothing more."""
-    record = Driver(graph, MatchVerifier()).run([step])[0]
-    assert not record.rejections, record.rejections
-    graph.check()
-    again = Driver(graph, MatchVerifier()).run([step])[0]
-    assert not again.commits
-    return Result(graph, record)
 
 
 def rewrite(model: nn.Module, step: Step, *inputs: Tensor, training: bool = False) -> Result:
@@ -111,6 +70,11 @@ def assert_bounded(result: Result, model: nn.Module, x: Tensor) -> None:
 
 def folded(result: Result) -> nn.Module:
     """The program with its weight algebra evaluated in float64 and rounded once."""
+    return folded_graph(result).to_module()
+
+
+def folded_graph(result: Result) -> Graph:
+    """That program as a graph."""
     graph = result.graph.copy()
     for node in list(graph.nodes):
         if node.op == "call_function" and graph.is_constant(node):
@@ -122,7 +86,7 @@ def folded(result: Result) -> nn.Module:
             node.replace_all_uses_with(new)
             graph.touch()
     graph.eliminate_dead()
-    return graph.to_module()
+    return graph
 
 
 def magnitude(result: Result, x: Tensor) -> Tensor:

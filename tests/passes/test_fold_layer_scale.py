@@ -25,6 +25,10 @@ FOLDED: dict[str, tuple[nn.Module, Forward]] = {
     "linear": (nn.Linear(5, 6), lambda self, x: self.layer(x) * self.scale),
     "linear without bias": (nn.Linear(5, 6, bias=False), lambda self, x: self.layer(x) * self.scale),
     "matrix": (nn.Linear(5, 6), lambda self, x: torch.mm(x[0, 0], self.layer.weight.T) * self.scale),
+    "matrix transposed": (
+        nn.Linear(5, 6),
+        lambda self, x: torch.addmm(self.layer.bias, x[0, 0], self.layer.weight.t()) * self.scale,
+    ),
     "channels first again": (
         nn.Linear(5, 6),
         lambda self, x: self.layer(x).permute(0, 3, 1, 2) * self.scale[:, None, None],

@@ -29,6 +29,7 @@ def run(build, step=None, dtype=torch.float32, shape=(3, 7)):
 EXACT = {
     "x * 1": lambda p, x: p(aten.mul.Tensor, x, 1),
     "x * 1.0": lambda p, x: p(aten.mul.Scalar, x, 1.0),
+    "1 * x": lambda p, x: p(aten.mul.Tensor, 1, x),
     "x / 1": lambda p, x: p(aten.div.Tensor, x, 1),
     "x - 0": lambda p, x: p(aten.sub.Tensor, x, 0),
     "x - 0.0": lambda p, x: p(aten.sub.Scalar, x, 0.0),
@@ -71,6 +72,11 @@ def complex_one(p, x):
 
 OTHER = {
     "1 / x": lambda p, x: p(aten.mul.Tensor, p(aten.reciprocal.default, x), 1),
+    "1 / x in one operator": lambda p, x: p(aten.div.Tensor, 1, x),
+    "2 * x": lambda p, x: p(aten.mul.Tensor, 2, x),
+    "0 * x": lambda p, x: p(aten.mul.Tensor, 0, x),
+    "x + 0 * x": lambda p, x: p(aten.add.Tensor, x, x, alpha=0),
+    "x - 0 * x": lambda p, x: p(aten.sub.Tensor, x, x, alpha=0.0),
     "x * 2": lambda p, x: p(aten.mul.Tensor, x, 2),
     "x * -1": lambda p, x: p(aten.mul.Tensor, x, -1),
     "x + 1": lambda p, x: p(aten.add.Tensor, x, 1),
@@ -95,7 +101,9 @@ def test_an_operator_that_promotes_or_broadcasts_is_not_neutral():
     small = program(aten.sin.default, program.input(special(4)))
     wide = program.input(special(3, 4))
     one = program(aten.full.default, [3, 1], 1.0)
+    numbers = program(aten.mul.Tensor, 1, 1)
     graph = program.graph(
+        program(aten.mul.Tensor, small, numbers),
         program(aten.mul.Tensor, whole, 1.0),
         program(aten.div.Tensor, whole, 1),
         program(aten.add.Tensor, half, program(aten.full.default, [3], 0.0)),
@@ -105,7 +113,7 @@ def test_an_operator_that_promotes_or_broadcasts_is_not_neutral():
     before = program.run(graph.copy())
     apply(graph, Simplify())
     # the input itself is not returned in place of a fresh tensor either
-    assert names(graph).count("mul") == 4
+    assert names(graph).count("mul") == 6
     assert names(graph).count("div") == names(graph).count("add") == 1
     assert same_bits(before, program.run(graph))
 
@@ -135,12 +143,40 @@ def clamp(p, x, low, high):
 
 
 @given(bounds.filter(lambda b: b != (-math.inf, math.inf)), bounds.filter(lambda b: b != (-math.inf, math.inf)))
-def test_nested_clamps_are_the_narrower_one(inner, outer):
+def test_two_clamps_are_one(inner, outer):
     left, before, after = run(lambda p, x: clamp(p, clamp(p, x, *inner), *outer))
-    low, high = max(inner[0], outer[0]), min(inner[1], outer[1])
-    nested = (low, high) in (inner, outer)
-    assert len(left) == (1 if nested else 2)
+    assert len(left) == 1
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0, equal_nan=True)
+
+
+NARROWER = {
+    "relu of a wider one": (lambda p, x: p(aten.relu.default, p(aten.clamp_min.default, x, -1)), "relu"),
+    "lower bound": (lambda p, x: p(aten.clamp_min.default, p(aten.relu.default, x), 0.25), "clamp"),
+    "lower bound below zero": (lambda p, x: p(aten.clamp_min.default, p(aten.clamp_min.default, x, -2), -1), "clamp"),
+    "lower bound of one": (lambda p, x: p(aten.clamp_min.default, p(aten.relu.default, x), 1), "clamp"),
+    "upper bound": (lambda p, x: p(aten.clamp_max.default, p(aten.clamp_max.default, x, 6), 1), "clamp"),
+    "upper bound of zero": (lambda p, x: p(aten.clamp_max.default, p(aten.clamp_max.default, x, 6), 0), "clamp"),
+    "both bounds": (lambda p, x: p(aten.relu6.default, p(aten.relu.default, x)), "hardtanh"),
+    "both bounds from zero": (lambda p, x: p(aten.clamp.default, p(aten.relu.default, x), 0, 2), "hardtanh"),
+    "inner": (lambda p, x: p(aten.relu.default, p(aten.relu6.default, x)), "relu6"),
+}
+
+
+@pytest.mark.parametrize("name", NARROWER)
+def test_the_narrower_clamp_is_written_as_kernels_know_it(name):
+    build, operator = NARROWER[name]
+    left, before, after = run(build)
+    assert left == [operator]
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_two_clamps_that_the_model_returns_stay_two():
+    program = Program()
+    inner = program(aten.relu6.default, program.input(special(3, 7)))
+    graph = program.graph(inner, program(aten.relu.default, inner))
+    result = apply(graph, Simplify())
+    assert names(graph) == ["relu6", "relu"]
+    assert set(result.reasons) == {"the model returns both the copy and the original, which would share memory"}
 
 
 def test_a_clamp_that_is_read_elsewhere_stays_for_its_reader():

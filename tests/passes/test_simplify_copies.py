@@ -137,6 +137,11 @@ def test_a_layout_that_the_model_asks_for_stays_where_it_is_seen():
     assert kept == ["sin", "clone"]
     assert reasons == ["the model returns a value in a layout that it asks for"]
     program = Program()
+    x = program(aten.sin.default, program.input(special(2, 3, 4, 4)))
+    kept, reasons = simplified(program, program(aten._to_copy.default, x, dtype=torch.float32, **CONTIGUOUS))
+    assert kept == ["sin", "_to_copy"]
+    assert reasons == ["the model returns a value in a layout that it asks for"]
+    program = Program()
     pairs = program(aten.clone.default, program(aten.sin.default, program.input(special(3, 2))), **CONTIGUOUS)
     kept, reasons = simplified(program, program(aten.abs.default, program(aten.view_as_complex.default, pairs)))
     assert "clone" in kept

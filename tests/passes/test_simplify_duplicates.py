@@ -103,8 +103,9 @@ def test_random_numbers_are_drawn_as_often_as_before():
     drawn = [program(aten.bernoulli.p, x, 0.5) for _ in range(2)]
     drawn += [program(aten.dropout.default, x, 0.5, True) for _ in range(2)]
     graph = program.graph(program(aten.stack.default, drawn))
-    apply(graph, Simplify())
+    result = apply(graph, Simplify())
     assert names(graph) == ["bernoulli", "bernoulli", "dropout", "dropout", "stack"]
+    assert not result.reasons
 
 
 def test_two_results_that_the_model_returns_stay_two():
@@ -125,12 +126,24 @@ def test_a_returned_result_and_new_state_stay_two():
     assert names(graph) == ["sin", "sin"]
 
 
-def test_one_returned_result_is_enough_for_both():
+@pytest.mark.parametrize("returned", [0, 1])
+def test_one_returned_result_is_enough_for_both(returned: int):
     program = Program()
     x = program.input(special(3, 4))
-    a, b = program(aten.sin.default, x), program(aten.sin.default, x)
-    graph, _ = merged(program, a, program(aten.exp.default, b))
+    twice = [program(aten.sin.default, x) for _ in range(2)]
+    graph, _ = merged(program, twice[returned], program(aten.exp.default, twice[1 - returned]))
     assert names(graph) == ["sin", "exp"]
+
+
+def test_the_earlier_one_stays():
+    program = Program()
+    x = program.input(special(3, 4))
+    twice = [program(aten.sin.default, x) for _ in range(2)]
+    for line, node in enumerate(twice, 7):
+        node.meta["stack_trace"] = f'  File "/home/user/net.py", line {line}, in forward\n    y = x.sin()\n'
+    graph, _ = merged(program, program(aten.add.Tensor, *map(program, [aten.exp.default, aten.cos.default], twice)))
+    [kept] = [node for node in graph.calls() if node.target is aten.sin.default]
+    assert "line 7" in kept.meta["stack_trace"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ NETWORKS = {
 
 
 @pytest.mark.corpus
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "swin" in name else []) for name in NETWORKS]
+)
 def test_a_network_computes_the_same_bits_with_fewer_operators(name):
     model = randomize(load(name))
     x = input_for(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from passes.simplify import Simplify
+from rewrite.ops import value
 from tests.passes.rewriting import apply
 from tests.programs import Program, aten, names, same_bits, special
 
@@ -41,6 +42,9 @@ IDENTITIES = {
     "constant pad": lambda p, x: p(aten.constant_pad_nd.default, x, [0, 0], 3.0),
     "cat": lambda p, x: p(aten.cat.default, [x], 1),
     "roll": lambda p, x: p(aten.roll.default, x, [0, 0], [1, 2]),
+    "roll of one place": lambda p, x: p(
+        aten.squeeze.dim, p(aten.roll.default, p(aten.unsqueeze.default, x, 1), [1], [1]), 1
+    ),
     "roll around": lambda p, x: p(aten.roll.default, x, [-8, 10], [2, 3]),
     "split": lambda p, x: p(operator.getitem, p(aten.split.Tensor, x, 7, 1), 0),
     "chunk": lambda p, x: p(operator.getitem, p(aten.chunk.default, x, 1, 1), 0),
@@ -62,6 +66,8 @@ MOVES = {
     "stride": lambda p, x: p(aten.slice.Tensor, x, 1, 0, END, 2),
     "pad": lambda p, x: p(aten.pad.default, x, [0, 0, 0, 1]),
     "shift": lambda p, x: p(aten.pad.default, x, [-1, 1]),
+    "shift in one of two dimensions": lambda p, x: p(aten.pad.default, x, [0, 0, -1, 1]),
+    "shift in the other": lambda p, x: p(aten.pad.default, x, [1, -1, 0, 0]),
     "cat": lambda p, x: p(aten.cat.default, [x, x], 1),
     "roll": lambda p, x: p(aten.roll.default, x, [4, 4], [2, 3]),
     "roll of the batch": lambda p, x: p(aten.roll.default, x, [2], [0]),
@@ -77,6 +83,14 @@ MOVES = {
 def test_an_operator_that_moves_something_stays(name):
     left, _ = run(MOVES[name])
     assert left
+
+
+def test_a_roll_of_no_places_goes():
+    assert run(lambda p, x: p(aten.roll.default, x, [1], [2]), shape=(2, 3, 0, 5)) == ([], [])
+
+
+def test_a_permutation_of_equal_sizes_moves_something():
+    assert run(lambda p, x: p(aten.transpose.int, x, 2, 3), shape=(2, 3, 4, 4)) == (["transpose"], [])
 
 
 def test_an_overwrite_that_converts_stays():
@@ -138,6 +152,34 @@ def test_reshapes_that_copy_merge_only_where_the_strides_stay():
     assert reasons == ["the merged reshape would have other strides"]
 
 
+def test_reshapes_that_cancel_may_have_changed_the_stride_of_a_single_channel():
+    program = Program()
+    x = program(aten.permute.default, program(aten.sin.default, program.input(special(2, 4, 5, 1))), [0, 3, 1, 2])
+    back = program(aten.reshape.default, program(aten.reshape.default, x, [2, 20]), [2, 1, 4, 5])
+    assert value(x).stride() != value(back).stride()
+    graph = program.graph(program(aten.cos.default, back))
+    assert apply(graph, Simplify()).reasons == ["the merged reshape would have other strides"]
+    assert names(graph) == ["sin", "permute", "reshape", "reshape", "cos"]
+
+
+def test_reshapes_that_cancel_may_have_changed_the_strides_of_nothing():
+    program = Program()
+    x = program(aten.permute.default, program(aten.sin.default, program.input(special(3, 0))), [1, 0])
+    back = program(aten.reshape.default, program(aten.reshape.default, x, [0]), [0, 3])
+    assert value(x).stride() != value(back).stride()
+    graph = program.graph(program(aten.cos.default, back))
+    assert apply(graph, Simplify()).reasons == ["the merged reshape would have other strides"]
+
+
+def test_negations_that_cancel_may_have_changed_strides():
+    program = Program()
+    wide = program(aten.expand.default, program(aten.sin.default, program.input(special(3, 1, 1))), [3, 4, 5])
+    back = program(aten.neg.default, program(aten.neg.default, wide))
+    graph = program.graph(program(aten.cos.default, back))
+    assert apply(graph, Simplify()).reasons == ["the original has other strides"]
+    assert names(graph) == ["sin", "expand", "neg", "neg", "cos"]
+
+
 @pytest.mark.parametrize(
     ("target", "first", "second"),
     [
@@ -188,6 +230,22 @@ def test_a_view_of_an_input_or_weight_does_not_become_the_input_or_weight():
     apply(graph, Simplify())
     output = graph.output
     assert not {node.op for node in output.all_input_nodes} & {"placeholder", "get_attr"}
+
+
+def test_twice_negated_inputs_are_returned_as_tensors_of_their_own():
+    program = Program()
+    graph = program.graph(program(aten.neg.default, program(aten.neg.default, program.input(special(3, 4)))))
+    [reason] = apply(graph, Simplify()).reasons
+    assert reason == "the model returns a tensor of its own, which would become its input or weight itself"
+    assert names(graph) == ["neg", "neg"]
+
+
+def test_a_pair_that_merges_may_be_returned():
+    program = Program()
+    turned = program(aten.permute.default, program.input(special(3, 4, 5)), [1, 2, 0])
+    graph = program.graph(program(aten.permute.default, turned, [1, 2, 0]))
+    assert not apply(graph, Simplify()).reasons
+    assert names(graph) == ["permute"]
 
 
 def test_weight_code_is_simplified_and_keeps_its_values():

@@ -6,20 +6,23 @@ Programs are built operator by operator in float64, so the oracle is torch's own
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from passes import Reparameterize
 from passes.reparameterize.kernels import Taps, place, union
 from rewrite.driver import Driver
 from rewrite.graph import Graph
 from rewrite.ops import Convolution, value, view
+from rewrite.testing import BatchNormSpec, ConvSpec, assert_rule, batch_norms, convolutions
+from rewrite.testing.exact import difference_modulo
 from rewrite.verify import MatchVerifier
+from tests.passes.blocks import Branches
 from tests.programs import Program
 
 aten = torch.ops.aten
@@ -219,9 +222,11 @@ def _assert_close(found: Tensor, expected: Tensor) -> None:
 @given(cases())
 def test_the_sum_stays_what_it_is_and_costs_no_more(case: Case):
     graph, data = build(case)
+    before = graph.copy()
     expected, macs, operators = _run(graph, data), _macs(graph), _operators(graph)
     _rewrite(graph)
     _assert_close(_run(graph, data), expected)
+    assert difference_modulo(before, graph, [data]) == ""
     assert _macs(graph) <= macs
     assert _operators(graph) <= operators
 
@@ -252,6 +257,21 @@ def test_every_merge_passes_verification(case: Case):
     record = Driver(graph, MatchVerifier()).run([Reparameterize()])[0]
     assert not record.rejections
     assert record.commits
+
+
+@given(
+    st.lists(
+        convolutions(dims=2, same_size=True, modes=["zeros"], in_channels=4, out_channels=4), min_size=2, max_size=3
+    ),
+    st.lists(batch_norms(), min_size=2, max_size=2),
+)
+def test_the_sum_of_drawn_modules(layers: list[ConvSpec], norms: list[BatchNormSpec]):
+    """A norm behind the first of them, and one over the input; gradients, dtypes and batches besides the algebra."""
+    sizes = tuple(map(max, *(layer.sizes for layer in layers)))
+    first, *others = (replace(layer, sizes=sizes, dtype=layers[0].dtype) for layer in layers)
+    parts = [nn.Sequential(first.module(), norms[0].after(first).module()), *(layer.module() for layer in others)]
+    model = Branches([*parts, norms[1].before(first).module()]).eval()
+    assert_rule(Reparameterize(), model, first.inputs(), polynomial=True)
 
 
 taps = st.builds(
