@@ -36,6 +36,7 @@ test-gpu: ## the GPU tests with the packages that are there; installs nothing
 	$(GPU_LIMIT) $(PYTHON) -m pytest tests/gpu -q -W default -p no:cacheprovider
 
 bench: $(STAMP) ## measurements on this machine
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/python -m benchmarks
 
 bench-gpu: ## measurements on the GPU with the packages that are there; installs nothing

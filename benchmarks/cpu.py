@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import harness
+from benchmarks.peers.inductor import freezing
 from rewrite import optimize
 from tests.corpus import input_for, load, randomize
 
@@ -33,7 +34,9 @@ def contenders(name: str) -> tuple[dict[str, Callable[[], Any]], dict[str, float
     last = x.to(memory_format=torch.channels_last)
     model_last = randomize(load(name)).to(memory_format=torch.channels_last)
     compiled = torch.compile(model, dynamic=False)
-    frozen = torch.compile(model_last, dynamic=False, options={"freezing": True})
+    frozen = torch.compile(model_last, dynamic=False)
+    with freezing():
+        frozen(last)
     fast = optimize(model, x)
     calls = {
         "eager": lambda: model(x),

@@ -1,0 +1,154 @@
+"""Every rule on thousands of random networks: what is rewritten, what is refused, and that nothing is ever wrong.
+
+    python -m benchmarks.random_networks [--examples 5000] [--processes 2] [--seed 0]
+
+Each network of :func:`rewrite.testing.networks.networks` is captured once. Every step that pipelines can name runs over
+it alone, choices included, and then the default pipeline; each result is compared with the model itself, element by
+element, in float64 and in its own dtype. A failure prints the network as code after Hypothesis has made it small.
+Writes ``results/random_networks.json``: rewrites and refusals by rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, given, seed, settings
+
+import passes
+from benchmarks import harness
+from rewrite.driver import Driver
+from rewrite.pipeline import Pipeline, rules_of
+from rewrite.rule import Fidelity
+from rewrite.testing.agreement import disagreement
+from rewrite.testing.networks import networks
+from rewrite.trace import capture
+from rewrite.verify import MatchVerifier
+
+if TYPE_CHECKING:
+    from rewrite.testing.networks import Network
+
+ENOUGH_REWRITES, ENOUGH_REFUSALS = 50, 20
+
+
+@dataclass
+class Tally:
+    """What was done, by rule.
+
+    Attributes:
+        networks: how many were tried.
+        commits, refusals: rewrites that were made, and places where a rule gave a reason not to.
+    """
+
+    networks: int = 0
+    commits: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Count another tally's too."""
+        self.networks += other.networks
+        self.commits.update(other.commits)
+        self.refusals.update(other.refusals)
+
+
+def pipelines() -> list[Pipeline]:
+    """Every exact step alone with its defaults, and the default pipeline."""
+    steps = [step() for step in passes.STEPS]
+    exact = [step for step in steps if all(rule.fidelity.exact for rule in rules_of(step))]
+    return [*(Pipeline((step,)) for step in exact), passes.default_pipeline()]
+
+
+def attempt(network: Network, tally: Tally) -> None:
+    """Run everything over one network.
+
+    Raises:
+        AssertionError: a match was rejected, or a result differs from the model.
+    """
+    model, inputs = network.module(), network.inputs()
+    captured = capture(model, inputs).graph
+    for pipeline in pipelines():
+        graph = captured.copy()
+        records = Driver(graph, MatchVerifier()).run(pipeline)
+        for record in records:
+            assert not record.rejections, (
+                f"{pipeline}: {record.rejections[0].rule} was rejected: {record.rejections[0].reason}"
+            )
+            tally.commits.update(commit.rule for commit in record.commits)
+            tally.refusals.update(refused.rule for refused in record.refused)
+        if any(record.commits for record in records):
+            graph.check()
+            rules = [rule for step in pipeline for rule in rules_of(step)]
+            loosest = Fidelity.NORMWISE if any(r.fidelity is Fidelity.NORMWISE for r in rules) else Fidelity.ELEMENTWISE
+            different = disagreement(model, captured, graph, inputs, loosest)
+            assert not different or "shows nothing" in different, f"{pipeline}: {different}"
+    tally.networks += 1
+
+
+def shard(examples: int, number: int) -> Tally:
+    """So many networks, chosen by a number."""
+    tally = Tally()
+
+    @seed(number)
+    @settings(max_examples=examples, deadline=None, database=None, print_blob=False,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(networks())
+    def run(network: Network) -> None:
+        attempt(network, tally)
+
+    run()
+    return tally
+
+
+def table(rows: list[dict[str, int | str]]) -> str:
+    """One line a rule; a star marks what was seen less often than it should be."""
+    lines = ["rule".ljust(32) + "rewrites".rjust(10) + "refusals".rjust(10)]
+    for row in rows:
+        few = int(row["commits"]) < ENOUGH_REWRITES or int(row["refusals"]) < ENOUGH_REFUSALS
+        lines.append(str(row["rule"]).ljust(32) + str(row["commits"]).rjust(10) + str(row["refusals"]).rjust(10)
+                     + (" *" if few else ""))  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the shards in processes of their own, add up, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=5000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard", type=Path, help=argparse.SUPPRESS)
+    given_ = parser.parse_args(arguments)
+    if given_.shard is not None:
+        tally = shard(given_.examples, given_.seed)
+        given_.shard.write_text(json.dumps([tally.networks, tally.commits, tally.refusals]))
+        return
+    started, total = time.perf_counter(), Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.json" for i in range(given_.processes)]
+        each = -(-given_.examples // given_.processes)
+        common = [sys.executable, "-m", "benchmarks.random_networks", "--examples", str(each)]
+        seeds = [given_.seed * given_.processes + i for i in range(given_.processes)]
+        commands = [[*common, "--seed", str(n), "--shard", str(path)] for n, path in zip(seeds, paths, strict=True)]
+        running = [subprocess.Popen(command) for command in commands]
+        codes = [process.wait() for process in running]
+        if any(codes):
+            raise SystemExit("a network failed; it is printed above")
+        for path in paths:
+            count, commits, refusals = json.loads(path.read_text())
+            total.add(Tally(count, Counter(commits), Counter(refusals)))
+    names = sorted({rule.name for pipeline in pipelines() for step in pipeline for rule in rules_of(step)})
+    rows = [{"rule": name, "commits": total.commits[name], "refusals": total.refusals[name]} for name in names]
+    print(table(rows))
+    print(f"{total.networks} networks in {time.perf_counter() - started:.0f} s")
+    print(harness.save("random_networks", [{"networks": total.networks, "seed": given_.seed}, *rows]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
