@@ -12,6 +12,7 @@ from rich.text import Text
 
 import passes
 from rewrite.pipeline import Step, default_of, rules_of
+from rewrite.report.text import narrowed, wrapped
 from rewrite.rule import Rule
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Entry:
         kind: ``"pass"`` or ``"rule"``.
         source: the qualified name of the class.
         fidelity: how equal its results are; of a pass those of its rules, each once.
+        choice: whether it is made only where it is named, because it is not better everywhere.
         options: the defaults by name, as text; None for an option that has to be given.
         summary: what it does, the first line of its docstring.
         rules: the rules of a pass.
@@ -36,6 +38,7 @@ class Entry:
     kind: str
     source: str
     fidelity: tuple[str, ...]
+    choice: bool
     options: dict[str, str | None]
     summary: str
     rules: tuple[Entry, ...] = ()
@@ -49,16 +52,19 @@ def run(terminal: Terminal, *, data: bool) -> None:
         terminal.put_data({"default": default, "steps": [dataclasses.asdict(entry) for entry in found]})
         return
     terminal.put_table(_table(found))
-    terminal.put(f"default pipeline  {default}")
+    with narrowed(terminal.columns):
+        for line in wrapped("default pipeline  ", default):
+            terminal.put(line)
 
 
 def _entry(step: type[Step]) -> Entry:
     source = f"{step.__module__}.{step.__qualname__}"
     if issubclass(step, Rule):
-        return Entry(step.name, "rule", source, (step.fidelity.value,), _options(step), _summary(step))
+        return Entry(step.name, "rule", source, (step.fidelity.value,), step.choice, _options(step), _summary(step))
     rules = tuple(_entry(type(rule)) for rule in _rules(step))
     fidelity = dict.fromkeys(value for rule in rules for value in rule.fidelity)
-    return Entry(step.name, "pass", source, tuple(fidelity), _options(step), _summary(step), rules)
+    choice = bool(rules) and all(rule.choice for rule in rules)
+    return Entry(step.name, "pass", source, tuple(fidelity), choice, _options(step), _summary(step), rules)
 
 
 def _rules(step: type[Step]) -> tuple[Rule, ...]:
@@ -99,5 +105,6 @@ def _about(entry: Entry, shown: set[str]) -> Text:
     shown.add(entry.source)
     own = entry.source.startswith(f"{passes.__name__}.")
     options = ", ".join(f"{name}={value or '(required)'}" for name, value in entry.options.items())
-    lines = Text(entry.summary), Text(options, "cyan"), Text("" if own else f"from {entry.source}", "dim")
+    choice = "a choice: made only where it is named" if entry.choice else ""
+    lines = Text(entry.summary), Text(choice), Text(options, "cyan"), Text("" if own else f"from {entry.source}", "dim")
     return Text("\n").join(filter(None, lines))

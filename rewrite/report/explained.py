@@ -17,6 +17,10 @@ _LINES = 12
 _PLACES = 4
 
 
+_FEW = 8
+"""What so many rules start at is told in a line each."""
+
+
 def explanation_text(explanation: Explanation) -> str:
     """The whole explanation. Misses whose gain is estimated as nothing are one line each, behind the others."""
     worth = [finding for finding in explanation if finding.gain.seconds or finding.rejected]
@@ -89,12 +93,19 @@ def _worthless(findings: Iterable[Finding]) -> list[str]:
 
 
 def _nothing(coverage: Sequence[Coverage]) -> list[str]:
-    """What the rules start at that found no such place; there may have been some before the rewrites."""
+    """The rules that found no place to start at, of few also what that is; there may have been some before rewrites."""
     idle = [rule for rule in coverage if not rule.places]
-    width = max((len(rule.rule) for rule in idle), default=0)
-    lines = [line for rule in idle for line in wrapped(f"  {rule.rule:<{width}}  ", rule.starts or "(it does not say)")]
+    if not idle:
+        return []
     none = "is left" if any(rule.matched for rule in coverage) else "is in the model"
-    return [f"Nothing to begin with, for none of what these start at {none}:", *lines] if lines else []
+    head = f"Nothing to begin with, for none of what these start at {none}:"
+    if len(idle) > _FEW:
+        return [head, *wrapped("  ", ", ".join(rule.rule for rule in idle)),
+                *wrapped("  ", "`explain(model, inputs, rule)` says what one of them starts at.")]  # fmt: skip
+    width = max(len(rule.rule) for rule in idle)
+    return [head, *(
+        line for rule in idle for line in wrapped(f"  {rule.rule:<{width}}  ", rule.starts or "(it does not say)")
+    )]  # fmt: skip
 
 
 def _estimate() -> list[str]:

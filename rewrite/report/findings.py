@@ -96,7 +96,7 @@ def findings_of(records: Iterable[StepRecord], whole: Work) -> tuple[Finding, ..
         records: what the passes refused and rejected.
         whole: the work of the whole model, of which gains are a share.
     """
-    causes = [finding for record in records for finding in _by_cause(_findings(record, whole))]
+    causes = _by_cause([finding for record in records for finding in _findings(record, whole)])
     return tuple(sorted(_collapsed(causes, whole), key=lambda finding: -finding.gain.seconds))
 
 
@@ -118,8 +118,9 @@ def _share(gain: Work, whole: Work) -> float:
 def _by_cause(findings: Sequence[Finding]) -> list[Finding]:
     """The nearest finding of each cause.
 
-    Findings at one node have one cause, and so have those of several rules with one reason and culprit, and those for
-    one reason where what has matched is part of what has matched for another: the norms of branches that would merge.
+    Findings of one pass at one node have one cause, and so have those of several rules with one reason and culprit, and
+    those for one reason where what has matched is part of what has matched for another: the norms of branches that
+    would merge.
     """
     kept: dict[int, Finding] = {}
     for i in sorted(range(len(findings)), key=lambda i: -len(findings[i].matched)):
@@ -133,7 +134,7 @@ def _by_cause(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _same_cause(finding: Finding, kept: Finding) -> bool:
-    if finding.places[0].node == kept.places[0].node:
+    if finding.step == kept.step and finding.places[0].node == kept.places[0].node:
         return True
     if without_places(finding.reason) != without_places(kept.reason):
         return False

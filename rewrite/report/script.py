@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rewrite.driver import Rejection
 from rewrite.errors import InputError
 from rewrite.report import trial
+from rewrite.repro import ROUNDED
 from rewrite.rule import Fidelity
 from rewrite.source import NARROW, tuple_text
 
@@ -29,11 +30,13 @@ _EQUAL = (
     "old moves when each input changes in its last digit."
 )
 _PROMISES = {
-    Fidelity.BITWISE: "The rule promises the same bits: every element has to be equal.",
-    Fidelity.ELEMENTWISE: _EQUAL,
-    Fidelity.NORMWISE: _EQUAL,
-    Fidelity.APPROXIMATE: "The rule is an approximation: differences are shown, and none counts as too large.",
-    Fidelity.STRUCTURAL: "The rule makes another function: differences are shown, and none counts as too large.",
+    Fidelity.BITWISE.value: "The rule promises the same bits: every element has to be equal.",
+    Fidelity.ELEMENTWISE.value: _EQUAL,
+    Fidelity.NORMWISE.value: _EQUAL,
+    ROUNDED: "The rule promises equality up to a few roundings of the weights. New may be 8 times as far from float64 "
+    "as old is, or as old moves when each input changes in its last digit, in float64 too.",
+    Fidelity.APPROXIMATE.value: "The rule is an approximation: differences are shown, and none counts as too large.",
+    Fidelity.STRUCTURAL.value: "The rule makes another function: differences are shown, and none counts as too large.",
 }
 
 _SCRIPT = """\
@@ -114,7 +117,7 @@ def _script(repro: Repro, remarks: Iterable[str], versions: Mapping[str, str]) -
     arguments = [line.partition(" = ")[0] for line in repro.inputs]
     bound = [f"{name}={name}" for name in dtypes]
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    about = [*remarks, _PROMISES[Fidelity(repro.fidelity)], *_foreign(code), made and f"Made by {made}."]
+    about = [*remarks, _PROMISES[repro.fidelity], *_foreign(code), made and f"Made by {made}."]
     return _SCRIPT.format(
         about="\n#\n".join(map(_comment, filter(None, about))),
         dtypes="".join(f"{name} = torch.{name}\n" for name in dtypes),

@@ -76,7 +76,10 @@ def report_text(report: Report) -> str:
 
 def _passes(records: Sequence[StepRecord]) -> list[str]:
     rows: list[tuple[tuple[str, ...], list[str], str]] = [(_HEAD, [], "")]
+    idle = [record for record in records if not rule_names(record)]
     for record in records:
+        if record in idle:
+            continue
         step, *rules = _rows(record)
         rows.append((step.cells(), [] if rules else step.remarks(), "  "))
         rows += [(rule.cells(), rule.remarks(), "    ") for rule in rules]
@@ -84,7 +87,11 @@ def _passes(records: Sequence[StepRecord]) -> list[str]:
     for text, (_, remarks, indent) in zip(table([cells for cells, _, _ in rows]), rows, strict=True):
         lines.append(text)
         lines += [line for remark in remarks for line in wrapped(indent, remark)]
-    return lines
+    if idle:
+        names = ", ".join(dict.fromkeys(_short(record.step) for record in idle))
+        spent = _seconds(sum(record.seconds for record in idle))
+        lines += wrapped("found nothing  ", f"{names} ({spent})")
+    return lines if len(rows) > 1 else lines[1:]
 
 
 def rule_names(record: StepRecord) -> list[str]:

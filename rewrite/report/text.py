@@ -42,7 +42,11 @@ def wrapped(label: str, text: str, indent: int | None = None) -> list[str]:
         indent: of the further lines; by default the width of the label.
     """
     margin = " " * (len(label) if indent is None else indent)
-    return textwrap.wrap(text, _columns.get(), initial_indent=label, subsequent_indent=margin, break_long_words=False)
+    # names of passes have hyphens and are copied
+    return textwrap.wrap(
+        text, _columns.get(), initial_indent=label, subsequent_indent=margin, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def scaled(number: int, unit: str) -> str:

@@ -97,7 +97,8 @@ def judge(promise: str, a: Any, b: Any, truth: Any, sharp: Any, near: Any, last:
     if promise == "bitwise":
         return equal(a, b) and equal(truth, sharp), [f"{line}, allowed 0" for line in lines]
     before, after = largest(a, truth, a), largest(b, truth, a)
-    allowed = largest(near, truth, truth), 8 * max(before, largest(last, truth, a))
+    moved = largest(last, truth, a)
+    allowed = 8 * moved if promise == "rounded" else largest(near, truth, truth), 8 * max(before, moved)
     lines[0] += f", allowed {allowed[0]:.2e}"
     lines[1] += f"; from float64 old is {before:.2e} and new {after:.2e}, allowed {allowed[1]:.2e}"
     return exact <= allowed[0] and after <= allowed[1], lines

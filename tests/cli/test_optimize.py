@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
+import passes
 from rewrite import Plan, load, optimize
 from rewrite.report import Report
 from tests.cli.nets import branches
@@ -36,7 +38,7 @@ def report(model: nn.Module) -> Report:
 def test_the_report_is_on_stdout_and_progress_is_not(run: Any) -> None:
     done = run(*NET)
     assert done.out.startswith("Branches (torch-rewrite ")
-    assert "merge-branches      1        1" in done.out
+    assert re.search(r"merge-branches +1 +1 ", done.out)
     assert "agrees with the source" in done.out
     first, *phases = done.err.splitlines()
     assert first == "tests.cli.nets:branches: Branches with 146 parameters, in evaluation mode, on f32[2, 3, 8, 8]"
@@ -53,7 +55,7 @@ def test_data(run: Any) -> None:
     done = run(*NET, "--json")
     assert done.data["model"] == "Branches"
     assert Report.from_dict(done.data).model_verdict.accepted
-    assert [step["step"] for step in done.data["steps"]] == ["simplify", "reparameterize", "simplify", "fold-constants"]
+    assert [step["step"] for step in done.data["steps"]] == [step.name for step in passes.default_pipeline()]
 
 
 def test_how_much_is_verified(run: Any) -> None:
@@ -107,7 +109,8 @@ def test_a_plan_is_followed(run: Any, tmp_path: Path) -> None:
     run(*NET, "--fuel", 1, "--save-plan", path, "--verify", "off")
     assert len(Plan.from_json(path.read_text()).decisions) == 1
     again = run(*NET, "--plan", path, "--json").data
-    assert [len(step["commits"]) for step in again["steps"]] == [0, 1, 0, 0]
+    made = {step["step"]: len(step["commits"]) for step in again["steps"] if step["commits"]}
+    assert made == {"reparameterize": 1}
     assert again["notes"] == ["the rewrites are those of a plan, and nothing else was looked for"]
     assert "is for another program" in run(*NET[:2], "-i", "1,3,9,9", "--plan", path, code=2).error
     assert "plan= and fuel= are given" in run(*NET, "--plan", path, "--fuel", 1, code=2).error

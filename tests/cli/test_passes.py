@@ -56,8 +56,9 @@ def test_the_table(run: Any) -> None:
     lines = run("passes").out.splitlines()
     assert lines[0].split() == ["step", "fidelity", "what", "it", "does,", "and", "its", "options"]
     assert max(map(len, lines)) <= 100
-    assert lines[-1] == f"default pipeline  {passes.default_pipeline()}"
-    assert sum(line.lstrip().startswith("fold-batch-norm-after ") for line in lines) == 2
+    last = next(i for i, line in enumerate(lines) if line.startswith("default pipeline  "))
+    assert " ".join(" ".join(lines[last:]).split()) == f"default pipeline {passes.default_pipeline()}"
+    assert sum(line.lstrip().startswith("fold-batch-norm-after ") for line in lines) == 3
     assert sum("as above" in line for line in lines) >= 1
 
 

@@ -22,11 +22,13 @@ import pytest
 import torch
 from torch import nn
 
+from passes import SeparateKernel, TrimKernel
 from rewrite.driver import Commit, Driver, Rejection
 from rewrite.errors import InputError
 from rewrite.report import Report
 from rewrite.rule import Fidelity
 from rewrite.source import RESERVED
+from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
 from tests.corpus import randomize
 from tests.golden import models
@@ -143,6 +145,39 @@ def test_whole_numbers_of_a_table_are_kept_and_indices_drawn_inside_their_bounds
     scripts = list(scripts_of(tried(program.graph(first, second), rule), each=True).values())
     assert "index = torch.tensor([4, 0, 2], dtype=torch.int64)  # index" in scripts[0]
     assert 'x0 = draw("index", (300,), torch.int64, 5)' in scripts[1]
+
+
+def test_weights_whose_values_a_rule_reads_are_kept_while_they_are_small(tmp_path):
+    """Without them a kernel that is trimmed would have no zeros."""
+    small, large = nn.Conv2d(2, 2, (5, 3), groups=2), nn.Conv2d(8, 8, 5)
+    with torch.no_grad():
+        for layer in (small, large):
+            layer.weight[:, :, 0] = 0
+            layer.weight[:, :, :, 0] = -0.0
+    scripts = []
+    for layer in (small, large):
+        graph = capture(layer.eval(), (torch.randn(2, layer.in_channels, 9, 9),)).graph
+        scripts += scripts_of(tried(graph, TrimKernel())).values()
+    assert "weight = torch.tensor([[[[-0.0, 0.0, 0.0], [-0.0," in scripts[0]
+    assert "bias = torch.tensor([" in scripts[0]
+    kept = "  # weight: the rule holds for its values in the model, which are not kept\n"
+    assert f'weight = draw("kernel", (8, 8, 5, 5), float32, 200){kept}' in scripts[1]
+    assert [code for code, _ in run_all(tmp_path, scripts)] == [0, 1]
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_roundings_of_weights_count_where_the_rule_says_so(tmp_path, rounds: bool):
+    conv = nn.Conv2d(3, 3, 5, groups=3).eval()
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(3, 1, 5, 1) * torch.randn(3, 1, 1, 5))
+    graph = capture(conv, (torch.randn(2, 3, 9, 9),)).graph
+    report = tried(graph, SeparateKernel())
+    if not rounds:
+        [commit] = report.records[0].commits
+        repro = dataclasses.replace(commit.repro, fidelity=Fidelity.NORMWISE.value)
+        report.records[0].commits[0] = dataclasses.replace(commit, repro=repro)
+    [(code, said)] = run_all(tmp_path, list(scripts_of(report).values()))
+    assert code == (0 if rounds else 1), said
 
 
 def test_classes_are_drawn_inside_their_number(tmp_path):

@@ -10,13 +10,13 @@ Net (torch 2.13.0)
 pipeline  fold-constants, reparameterize{max_kernel=31}, simplify
 
 pass                           found  applied  refused  rejected  draws    time
-fold-constants                     0        0        0         0      0  0.01 s
 reparameterize{max_kernel=31}      6        3        3         0      9  1.25 s
   fold-batch-norm                  3        3        0         0
   merge-parallel                   3        0        3         0
     refused 2 of 3: 'relu_2' (net.py:4, stages.2) is also read elsewhere: 'stride' (net.py:91)
 simplify                           1        0        0         1      1  0.50 s
   rejected 1: error 3 times the bound at channel 7 (net.py:99, head)
+found nothing  fold-constants (0.01 s)
 
                                  before    after  change
 weight-bearing operators              9        3   -67 %
