@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import passes
 from rewrite import compat
 from rewrite.api.arguments import freezing_rule, lowering_of, pipeline_of, step_exclusions
 from rewrite.cost import count
@@ -26,7 +27,7 @@ from rewrite.dynamo import Declined, executable, lift, refold, verify
 from rewrite.errors import InputError, VerificationError
 from rewrite.events import emit, verdict_data
 from rewrite.names import nearest
-from rewrite.pipeline import Pipeline
+from rewrite.pipeline import Pipeline, rules_of
 from rewrite.provenance import entry, module_path
 from rewrite.recipe import Recipe
 from rewrite.report import Report
@@ -192,14 +193,16 @@ class _Job:
         return run
 
     def _suited(self, lifted: Lifted) -> Recipe:
-        """The recipe without what folds weights, where they are trained."""
-        if not lifted.differentiate:
-            return self.recipe
-        steps = tuple(step for step in self.recipe.pipeline if freezing_rule(step) is None)
-        exclude = (
-            self.recipe.exclude if self.options.pipeline is not None else (*self.recipe.exclude, *UNPROFITABLE_LIVE)
-        )
-        return replace(self.recipe, pipeline=Pipeline(steps), exclude=exclude)
+        """The recipe without what folds weights, where they are trained; by default without what looks at them."""
+        recipe = self.recipe
+        if self.options.pipeline is not None:
+            steps = tuple(step for step in recipe.pipeline if freezing_rule(step) is None)
+            return replace(recipe, pipeline=Pipeline(steps)) if lifted.differentiate else recipe
+        if lifted.differentiate:
+            return replace(recipe, pipeline=passes.live_pipeline(), exclude=(*recipe.exclude, *UNPROFITABLE_LIVE))
+        # one graph serves every instance of a class, whatever its weights
+        steps = tuple(step for step in recipe.pipeline if not any(rule.reads_values for rule in rules_of(step)))
+        return replace(recipe, pipeline=Pipeline(steps))
 
     def _verify(self, lifted: Lifted, original: Graph, graph: Graph) -> Verdict:
         verdict = verify(self.module, self.examples, lifted, original, graph)

@@ -60,7 +60,7 @@ def count(graph: Graph) -> Counts:
             continue
         constant = graph.is_constant(node)
         total += Counts(
-            weight_bearing=int(not constant and any(argument in bearing for argument in _read(node))),
+            weight_bearing=int(not constant and any(argument in bearing for argument in values_read(node))),
             operators=1,
             flops=flops(node, sizes),
             activation_bytes=0 if constant else written_bytes(node, sizes),
@@ -69,7 +69,7 @@ def count(graph: Graph) -> Counts:
 
 
 def _weights(graph: Graph) -> Counts:
-    read = {argument for node in graph.nodes for argument in _read(node)}
+    read = {argument for node in graph.nodes for argument in values_read(node)}
     found: dict[tuple[object, ...], Tensor] = {}
     for node in graph.nodes:
         if node.op == "get_attr" and node in read:
@@ -81,7 +81,7 @@ def _weights(graph: Graph) -> Counts:
     )
 
 
-def _read(node: Node) -> list[Node]:
+def values_read(node: Node) -> list[Node]:
     """The nodes whose values an operator reads, without those that only say which dtype and device its result has."""
     if isinstance(node.target, torch._ops.OpOverload):
         name = node.target._opname
@@ -109,7 +109,7 @@ def _weight_values(graph: Graph) -> set[Node]:
         if node.op == "get_attr":
             if any(_is_real_or_complex(tensor) for tensor in tensors(node)):
                 found.add(node)
-        elif any(argument in found for argument in _read(node)) and graph.is_constant(node):
+        elif any(argument in found for argument in values_read(node)) and graph.is_constant(node):
             found.add(node)
     return found
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from rewrite.rule import Match
 
+_SOURCE = ("stack_trace", "nn_module_stack")
+
 
 @dataclass(eq=False)
 class Fragment:
@@ -119,8 +121,8 @@ def _stand_in(nodes: fx.Graph, node: Node) -> Node:
 class Builder:
     """Builds the replacement of a match: ``g(target, *args, **kwargs)`` adds an operator and returns its node.
 
-    Nodes of the graph can be used as arguments; only boundary nodes of the match and constants are allowed. The
-    recorded value of each new node is computed at once, so a wrong shape fails here, inside the rule.
+    Nodes of the graph can be used as arguments: boundary nodes of the match, constants, and inputs of the graph, for
+    their sizes. The recorded value of each new node is computed at once, so a wrong shape fails here, inside the rule.
     """
 
     def __init__(self, graph: Graph, match: Match, number: int):
@@ -151,7 +153,7 @@ class Builder:
 
     def _inherited(self) -> dict[str, Any]:
         anchor = self._match.outputs[-1].meta
-        return {key: anchor[key] for key in ("stack_trace", "nn_module_stack") if key in anchor}
+        return {key: anchor[key] for key in _SOURCE if key in anchor}
 
     def use(self, node: Node) -> Node:
         """The fragment's stand-in for a boundary node of the graph; nodes of the fragment are returned as they are."""
@@ -161,7 +163,7 @@ class Builder:
         if known is not None:
             return known
         constant = self.graph.is_constant(node)
-        if node not in self._boundary and not constant:
+        if node not in self._boundary and not constant and node.op != "placeholder":
             raise RuleError(
                 f"rule '{self._match.rule.name}' reads '{node.name}', which is neither an input of its match nor a "
                 f"constant; add the node that computes it to the match's inputs"
@@ -180,12 +182,22 @@ class Builder:
         self._constant[kept] = self.graph.is_constant(node)
         return kept
 
+    def again(self, node: Node, operands: Mapping[Node, Node]) -> Node:
+        """The operator of a node of the match over other operands, with its own source.
+
+        Operands that are not named are the boundary's.
+        """
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda operand: operands.get(operand, operand))
+        made = self(node.target, *args, **kwargs)
+        made.meta.update({key: node.meta[key] for key in (*_SOURCE, "torch_fn") if key in node.meta})
+        return made
+
     def fold(self, node: Node, name: str) -> Node:
         """A new weight that holds the value of a constant node of the graph, computed now and again at each refold."""
         storages = {tensor.untyped_storage().data_ptr() for tensor in self.graph.weights.values()}
         value = own(self.graph.value(node), storages)
         folded = self.fragment.fx.create_node("get_attr", name)
-        folded.meta.update({key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta})
+        folded.meta.update({key: node.meta[key] for key in _SOURCE if key in node.meta})
         folded.meta["val"] = self.graph.fake_mode.from_tensor(value, static_shapes=True)
         self._constant[folded] = True
         self.fragment.constants[name] = value

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_SHOWN = 24
+_SHOWN = 48
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

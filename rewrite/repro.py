@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from rewrite.rule import Match
 
 GIVEN = 256
-"""Index tables and masks of at most so many elements are kept; larger ones are drawn."""
+"""Index tables and masks of at most so many elements are kept, and weights whose values a rule reads; larger ones are
+drawn."""
+
+
+ROUNDED = "rounded"
+"""What a rule promises whose weights are the model's up to a few roundings in their own dtype."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Repro:
     """Both sides of a match, as lines of Python that need torch alone, and holding no tensor.
 
     Attributes:
-        fidelity: what the rule promises, the value of a :class:`~rewrite.rule.Fidelity`.
+        fidelity: what the rule promises, the value of a :class:`~rewrite.rule.Fidelity`, or :data:`ROUNDED`.
         outputs: names of what both sides compute.
         inputs: one assignment for each boundary value, in terms of the batch size ``N`` and of a function ``draw``.
         old, new: the bodies of two functions of these values; both return a tuple. Dtypes are bare names.
@@ -53,28 +58,30 @@ def record(graph: Graph, match: Match, old: Fragment, new: Fragment) -> Repro:
         for part in cone(node, known):
             known.update((leaf, Fact()) for leaf in part.all_input_nodes if leaf.op == "get_attr" and leaf not in known)
     names = {node: f"{node.name}_" if node.name in RESERVED else node.name for node in known}
-    inputs = tuple(f"{names[node]} = {_drawn(graph, node, fact)}" for node, fact in known.items())
+    promise = ROUNDED if match.rule.rounds_weights else match.rule.fidelity.value
+    reads = match.rule.reads_values
+    inputs = tuple(f"{names[node]} = {_drawn(graph, node, fact, reads)}" for node, fact in known.items())
     return Repro(
-        match.rule.fidelity.value, tuple(node.name for node in match.outputs), inputs,
+        promise, tuple(node.name for node in match.outputs), inputs,
         Body(names, algebra=not new.folds).fragment(old), Body(names).fragment(new),
     )  # fmt: skip
 
 
-def _drawn(graph: Graph, node: Node, fact: Fact) -> str:
+def _drawn(graph: Graph, node: Node, fact: Fact, reads_values: bool) -> str:
     """The expression that draws a boundary value; weights with their qualified names behind it."""
     value: Any = node.meta.get("val")
     text = _expression(value, fact)
-    if graph.is_constant(node) and _is_table(value):
+    telling = graph.is_constant(node) and isinstance(value, Tensor) and (reads_values or not _is_floating(value))
+    if telling and value.numel() > GIVEN and reads_values:
+        return f"{text}{_comment(node) or '  #'}: the rule holds for its values in the model, which are not kept"
+    if telling and value.numel() <= GIVEN:
         device = "" if value.device.type == "cpu" else f', device="{value.device}"'
         text = f"torch.tensor({graph.value(node).tolist()!r}, dtype={literal(value.dtype)}{device})"
     return f"{text}{_comment(node)}"
 
 
-def _is_table(value: Any) -> bool:
-    """Whether a constant is a small tensor of whole numbers or truth values; others in its place would be no table."""
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
-        return False
-    return value.numel() <= GIVEN
+def _is_floating(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _comment(node: Node) -> str:

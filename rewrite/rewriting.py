@@ -89,4 +89,6 @@ class Rewriting:
             verdict, split, (*self.captured.notes, *self.notes), versions(),
         )  # fmt: skip
         values = recipe.value_rules(self.records)
-        return Program(self.graph, report, values, self.captured.one_row, split, self.plan)
+        return Program(
+            self.graph, report, values, self.captured.one_row, split, self.plan, decided=self.captured.decided
+        )

@@ -24,9 +24,14 @@ from tests.corpus import CORPUS, input_for, load, merged_by_timm, randomize
 from tests.golden.run import UPDATE
 
 MATCHES = Path(__file__).parent / "golden" / "matches.json"
-# two gigabytes and half a minute each
-LARGE = ("repvgg_d2se",)
+# the first takes two gigabytes and half a minute; the others are like smaller ones
+LARGE = (
+    "repvgg_d2se", "mobileone_s4", "mobileone_s0", "resnet50", "vgg11_bn", "densenet121", "repghostnet_050",
+    "repvit_m0_9", "swin_tiny_patch4_window7_224", "mixnet_s", "ghostnet_050", "efficientnet_b0",
+)  # fmt: skip
+SMALL = ("resnet18", "convnext_atto")
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in CORPUS]
+IN_HALF = [pytest.param(name, marks=[] if name in SMALL else [pytest.mark.slow]) for name in CORPUS]
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
 NORM = aten._native_batch_norm_legit_no_training.default
@@ -58,14 +63,14 @@ def test_a_network_is_smaller_and_equal(name: str) -> None:
         assert flops(fast.graph_module, x) <= flops(merged, x)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", IN_HALF)
 def test_a_network_in_bfloat16(name: str) -> None:
     model = randomize(load(name)).to(torch.bfloat16)
     x = small_input(model).to(torch.bfloat16)
     assert_as_exact(optimize(model, x, lower="eager"), model, x, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "fastvit_t8", "convnext_atto"])
+@pytest.mark.parametrize("name", ["repvgg_a0", pytest.param("fastvit_t8", marks=pytest.mark.slow), "convnext_atto"])
 def test_a_merged_network_is_left_alone(name: str) -> None:
     model = randomize(load(name))
     x = small_input(model)

@@ -200,11 +200,6 @@ def freezing_rule(step: Step) -> Rule | None:
     return next((rule for rule in rules_of(step) if rule.reads_values or isinstance(rule, FoldConstants)), None)
 
 
-def live_pipeline() -> Pipeline:
-    """The default steps that keep weights live, for training."""
-    return Pipeline(tuple(step for step in passes.default_pipeline() if freezing_rule(step) is None))
-
-
 def require_live(pipeline: Pipeline) -> None:
     """Check that a pipeline can run where weights are trained.
 

@@ -50,7 +50,7 @@ def explain(
         example_inputs: the argument, or a tuple of the positional arguments (a list is one argument).
         rule: the name of a rule or a pass, or one of these itself: only this one is explained, at the nearer of where
             it stands in the captured program and where it stands after the rest of the pipeline. Default: every exact
-            rule there is, the pipeline's first.
+            rule there is that is no choice, the pipeline's first.
         example_kwargs: keyword arguments of the example call.
         method: the method to explain instead of ``forward``.
         pipeline: passes to run, as in :func:`optimize`; then rules that are not among them are left out.
@@ -97,12 +97,13 @@ def _source(model: nn.Module) -> nn.Module:
 
 
 def _others(pipeline: Pipeline) -> tuple[Step, ...]:
-    """The exact registered steps with rules that a pipeline does not have."""
+    """The exact registered steps with rules that a pipeline does not have; what is a choice is not missed."""
     known = {rule.name for step in pipeline for rule in rules_of(step)}
     found: list[Step] = []
     for step in registered_steps():
         rules = rules_of(step)
-        if all(rule.fidelity.exact for rule in rules) and not known.issuperset(rule.name for rule in rules):
+        eligible = all(rule.fidelity.exact and not rule.choice for rule in rules)
+        if eligible and not known.issuperset(rule.name for rule in rules):
             found.append(step)
     return tuple(found)
 

@@ -121,6 +121,8 @@ def _outdated(stored: StoredProgram, identity: str | None, doubt: str) -> str:
     """Why a saved program is not for a model of this identity; '' where it is."""
     if stored.value_rules:
         return f"the rule '{stored.value_rules[0]}' held for the weights that the model had then"
+    if stored.decided:
+        return f"forward decides on the value of '{stored.decided[0]}', which the file does not have"
     if identity is None:
         return doubt
     if stored.identity is None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+import passes
 from rewrite import compat
-from rewrite.api.arguments import call_of, live_pipeline, lowering_of, recipe_of, require_live, require_original
+from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_live, require_original
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
@@ -138,7 +139,7 @@ def transform(
             "returns"
         )
     model = bound(unwrap(model), method)
-    recipe = recipe_of(model, pipeline, exclude, plan, default=live_pipeline(), verify=verify, fuel=fuel,
+    recipe = recipe_of(model, pipeline, exclude, plan, default=passes.live_pipeline(), verify=verify, fuel=fuel,
                        listeners=tuple(listeners))  # fmt: skip
     require_live(recipe.pipeline)
     compiler = Compiler(model, recipe, training=True)

@@ -39,6 +39,7 @@ class StoredProgram:
         graphs: the graphs ``"captured"`` and ``"rewritten"`` as JSON.
         report: of the run that made it.
         one_row, value_rules, plan, identity: as in :class:`~rewrite.result.Program`.
+        decided: the names of the buffers on whose values Python decided in forward.
         constants: the tensors that belong to the program alone, by name.
         sample: flat inputs of a call.
         outputs: all flat outputs for it, values of mutations last.
@@ -53,6 +54,7 @@ class StoredProgram:
     sample: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
     identity: str | None = None
+    decided: tuple[str, ...] = ()
 
     @property
     def weights(self) -> dict[str, Mapping[str, Any]]:
@@ -128,6 +130,7 @@ class Artifact:
                 "one_row": program.one_row,
                 "value_rules": list(program.value_rules),
                 "identity": program.identity,
+                "decided": list(program.decided),
                 "constants": list(program.constants),
                 "sample": _leaves(program.sample, f"program {i}/input", samples),
                 "outputs": _leaves(program.outputs, f"program {i}/output", samples),
@@ -180,6 +183,7 @@ class Artifact:
                     _values(each["sample"], samples),
                     _values(each["outputs"], samples),
                     each["identity"],
+                    tuple(each["decided"]),
                 )
                 for i, (each, report, plan) in enumerate(zip(data["programs"], reports, plans, strict=True))
             )

@@ -106,6 +106,9 @@ class Entry:
         if program.value_rules:
             self._off(f"the rule '{program.value_rules[0]}' holds for the present weights only")
             return
+        if program.decided:
+            self._off(f"forward decides on the value of '{next(iter(program.decided))}', which no key has")
+            return
         if program.identity is None:
             self._off("it draws random numbers, which no comparison checks")
             return

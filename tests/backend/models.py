@@ -6,6 +6,7 @@ import copy
 import math
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -94,3 +95,8 @@ def distance(model: nn.Module, found: Tensor, x: Tensor) -> float:
         truth = copy.deepcopy(model).double()(x.double())
         own = float((model(x).double() - truth).abs().max())
     return float((found.double() - truth).abs().max()) / max(own, 1e-7 * float(truth.abs().max()))
+
+
+_QUICK = ("convnext_atto", "sequence")
+EACH = [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in MODELS]
+"""The names of all, for tests that compile each; those that take longest are left to ``make test-full``."""

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from tests.backend.compiling import Log, compiled
-from tests.backend.models import MODELS, images
+from tests.backend.models import EACH, MODELS, images
 
 
 def error(found, truth):
     return float((found.double() - truth.double()).abs().max()) / float(truth.double().abs().max())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 @torch.no_grad()
 def test_autocast_around_the_call(name):
     model, log = MODELS[name](), Log()

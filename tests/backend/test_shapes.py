@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.backend.compiling import Log, compiled
-from tests.backend.models import MODELS, distance, images
+from tests.backend.models import EACH, MODELS, distance, images
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 @torch.no_grad()
 def test_a_third_batch_size_compiles_no_third_time(name):
     model, log = MODELS[name](), Log()
@@ -23,7 +23,7 @@ def test_a_third_batch_size_compiles_no_third_time(name):
     assert "fold-constants" in log.rewrites()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 @torch.no_grad()
 def test_dynamic_sizes_from_the_beginning(name):
     model, log = MODELS[name](), Log()

@@ -14,7 +14,7 @@ from rewrite import Fidelity, Rule, backend, compat
 from rewrite.pattern import Call, Var
 from rewrite.verdict import Verdict
 from tests.backend.compiling import Log, compiled
-from tests.backend.models import MODELS, distance, images
+from tests.backend.models import EACH, MODELS, distance, images
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ class Breaking(nn.Module):
         return torch.relu(y)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 @torch.no_grad()
 def test_graph_breaks(name):
     model, log = Breaking(name).eval(), Log()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.backend.compiling import Log, compiled
-from tests.backend.models import MODELS, images
+from tests.backend.models import EACH, MODELS, images
 
 STEPS = 20
 OPTIMIZERS = {
@@ -51,7 +51,7 @@ def assert_close(key, found, expected, scale):
     assert float((found - expected).abs().max()) <= 1e-7 * scale, key
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_twenty_steps_are_those_of_eager(name):
     model, twin = trained(name), trained(name)
     start = copy.deepcopy(model.state_dict())

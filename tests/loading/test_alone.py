@@ -121,8 +121,8 @@ def test_tied_weights_and_layouts(tmp_path: Path) -> None:
             self.register_buffer("high", joint[2:])
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.conv(x).mean((2, 3))
-            return self.b(self.a(x)) * self.low.sum() + self.high.sum()
+            x = self.conv(x).relu().mean((2, 3))
+            return self.b(self.a(x).relu()).relu() * self.low.sum() + self.high.sum()
 
     model, x = Tied().eval(), torch.randn(2, 4, 6, 6)
     found = saved(eager(model, x), tmp_path / "net")
