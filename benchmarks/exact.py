@@ -2,13 +2,15 @@
 
     python -m benchmarks.exact [model ...]
 
-The corpus are the networks of timm in ``tests/corpus.py`` and those of ``examples/models``, in their published sizes,
-with random weights that hide nothing. Each match is verified. Writes ``results/exact.json``, with every reason, and
-``results/exact.md``, the table. Rewriting time stands beside the time of capture.
+Each match is verified. Writes ``results/exact.json``, with every reason, and ``results/exact.md``, the table; the rows
+of models that are not named stay as they are. Rewriting time stands beside the time of capture.
+
+The counts are what ``tests/test_exact_table.py`` holds the rules to.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
@@ -19,16 +21,15 @@ import torch
 
 import passes
 from benchmarks import harness
-from examples import models
+from benchmarks.corpus import NAMES, networks
 from rewrite.driver import Driver
 from rewrite.offers import offers
 from rewrite.pipeline import rules_of
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
-from tests.corpus import CORPUS, input_for, load, randomize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -38,19 +39,6 @@ if TYPE_CHECKING:
 def choices() -> list[Rule]:
     """The choices among all steps, with their defaults."""
     return [rule for step in passes.STEPS for rule in rules_of(step()) if rule.choice]
-
-
-def examples(names: Iterable[str] = ()) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
-    """The networks of the corpus, or those of these names."""
-    wanted = list(names) or [*CORPUS, *models.MODELS]
-    found: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
-    for name in wanted:
-        if name in models.MODELS:
-            found.append((name, *models.load(name, "published")))
-        else:
-            model = randomize(load(name))
-            found.append((name, model, (input_for(model, 1),)))
-    return found
 
 
 def study(name: str, model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
@@ -98,6 +86,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The table with its heading."""
+    return f"{_HEADING}\n\n{table(rows)}\n"
+
+
+_HEADING = (
+    "Rewrites by the default pipeline, refusals, and offers of choices, rule by model; ``python -m benchmarks.exact``."
+)
+
+
 def _cell(row: dict[str, Any], rule: str) -> str:
     parts = [str(row["applied"][rule])] if rule in row["applied"] else []
     refused = sum(row["refused"].get(rule, {}).values())
@@ -106,20 +104,24 @@ def _cell(row: dict[str, Any], rule: str) -> str:
     return ", ".join(parts)
 
 
+def recorded() -> dict[str, dict[str, Any]]:
+    """The rows of ``results/exact.json`` by model."""
+    path = harness.RESULTS / "exact.json"
+    return {row["model"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+
+
 def main(names: list[str]) -> None:
     """Study, print, save."""
-    rows = []
-    for name, model, inputs in examples(names):
+    rows = recorded() if names else {}
+    for name, model, inputs in networks(names):
         with torch.no_grad():
             row = study(name, model, inputs)
-        rows.append(row)
+        rows[name] = row
         print(f"{name}: {sum(row['applied'].values())} rewrites, {sum(row['offered'].values())} offers, "
               f"{row['rewriting_seconds']} s beside {row['capture_seconds']} s of capture", flush=True)  # fmt: skip
-    path: Path = harness.save("exact", rows)
-    path.with_suffix(".md").write_text(
-        "Rewrites by the default pipeline, refusals, and offers of choices, rule by model; "
-        "``python -m benchmarks.exact``.\n\n" + table(rows) + "\n"
-    )
+    ordered = [rows[name] for name in NAMES if name in rows]
+    path: Path = harness.save("exact", ordered)
+    path.with_suffix(".md").write_text(page(ordered))
     print(path)
 
 

@@ -3,13 +3,16 @@
     python -m benchmarks.mutation                      # the rules whose code has changed since they were examined
     python -m benchmarks.mutation --rule fold-layer-scale
     python -m benchmarks.mutation --survivors          # again, those that nothing has told from the rule
+    python -m benchmarks.mutation --preconditions      # of each rule only what is removed from its conditions
+    python -m benchmarks.mutation --each 10            # until ten of each rule's are examined
     python -m benchmarks.mutation --minutes 20         # a later run goes on where this one stops
-    python -m benchmarks.mutation --sample 10          # ten mutants of each rule; nothing is written
     python -m benchmarks.mutation --list               # the recorded table and what is alive; nothing is run
 
 Each mutant is one small change of one function, made in memory, and is run against the tests of the rules that use the
 function: see :mod:`rewrite.testing.mutation`. Writes ``results/mutation.json``, a row for each rule and one for each
-module whose code several rules share. ``mutation_equivalents.toml`` names mutants that change nothing, and why.
+module whose code several rules share. The mutants of a rule come in a fixed order, preconditions and guards first and
+then by chance, so that a few of the others are a sample of them all. ``mutation_equivalents.toml`` names mutants that
+change nothing, and why.
 """
 
 from __future__ import annotations
@@ -119,9 +122,13 @@ def _subject(
     tests = dict.fromkeys(test for module in modules for test in tests_of(module))
     if set(tests) == {EVERY}:
         raise SystemExit(f"no test is named after {' or '.join(modules)}; add some to MORE_TESTS in {__file__}")
-    # an examination that is stopped early has seen what matters most
-    mutants.sort(key=lambda mutant: (mutant.kind != PRECONDITION, mutant.kind != "guard"))
+    # an examination that is stopped early has seen what matters most, and of the rest a sample
+    mutants.sort(key=lambda mutant: (mutant.kind != PRECONDITION, mutant.kind != "guard", _chance(mutant)))
     return Subject(name, using, digest(sources, definitions), tuple(tests), tuple(mutants))
+
+
+def _chance(mutant: Mutant) -> bytes:
+    return hashlib.sha256(mutant.key.encode()).digest()
 
 
 def _modules() -> list[str]:
@@ -160,11 +167,6 @@ def save(rows: dict[str, Row], known: Sequence[str]) -> None:
     harness.save("mutation", [rows[name].to_dict() for name in known if name in rows])
 
 
-def sampled(mutants: Sequence[Mutant], number: int) -> list[Mutant]:
-    """So many of the mutants, always the same."""
-    return sorted(mutants, key=lambda mutant: hashlib.sha256(mutant.key.encode()).digest())[:number]
-
-
 def run(work: dict[str, tuple[Row, list[Mutant]]], until: float) -> Iterator[None]:
     """Examine mutants, and add to their rows what becomes of them; yields after each.
 
@@ -195,8 +197,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation")
     parser.add_argument("--rule", action="append", default=[], help="the name of a row; all of it is examined again")
     parser.add_argument("--survivors", action="store_true", help="examine again what is alive")
+    parser.add_argument("--preconditions", action="store_true", help="only mutants that remove a precondition")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
-    parser.add_argument("--sample", type=int, help="examine so many mutants of each rule, and write nothing")
+    parser.add_argument("--each", type=int, help="examine no more of a rule's mutants than so many")
     parser.add_argument("--list", action="store_true", help="print the record and what is alive in it")
     given = parser.parse_args(arguments)
     everything = subjects()
@@ -206,15 +209,19 @@ def main(arguments: Sequence[str]) -> None:
             f"no row is called {', '.join(sorted(set(given.rule) - set(names)))}; there are {', '.join(names)}"
         )
     chosen = [subject for subject in everything if not given.rule or subject.name in given.rule]
-    rows = {} if given.sample is not None else recorded()
+    rows = recorded()
     until = time.monotonic() + 60 * given.minutes
     if not given.list:
         again = bool(given.rule) and not given.survivors
         for group in _alike(chosen):
             work = {subject.name: _work(subject, rows.get(subject.name), given.survivors, again) for subject in group}
-            if given.sample is not None:
-                work = {name: (row, sampled(mutants, given.sample)) for name, (row, mutants) in work.items()}
-            _examine(work, rows, names, until, given.sample is None)
+            if given.preconditions:
+                work = {name: (row, [mutant for mutant in mutants if mutant.kind == PRECONDITION])
+                        for name, (row, mutants) in work.items()}  # fmt: skip
+            if given.each is not None:
+                work = {name: (row, mutants[: max(0, given.each - row.examined)])
+                        for name, (row, mutants) in work.items()}  # fmt: skip
+            _examine(work, rows, names, until)
     _list(chosen, rows)
 
 
@@ -235,18 +242,15 @@ def _work(subject: Subject, row: Row | None, survivors: bool, again: bool) -> tu
     return row, [*alive, *subject.mutants[row.examined :]]
 
 
-def _examine(
-    work: dict[str, tuple[Row, list[Mutant]]], rows: dict[str, Row], names: list[str], until: float, keep: bool
-) -> None:
+def _examine(work: dict[str, tuple[Row, list[Mutant]]], rows: dict[str, Row], names: list[str], until: float) -> None:
     work = {name: (row, mutants) for name, (row, mutants) in work.items() if mutants}
     if not work or time.monotonic() > until:
         return
     for i, _ in enumerate(run(work, until)):
         rows.update({name: row for name, (row, _) in work.items() if row.examined})
-        if keep and i % 50 == 0:
+        if i % 50 == 0:
             save(rows, names)
-    if keep:
-        save(rows, names)
+    save(rows, names)
 
 
 def _list(chosen: Sequence[Subject], rows: dict[str, Row]) -> None:

@@ -5,7 +5,8 @@
 Each network of :func:`rewrite.testing.networks.networks` is captured once. Every step that pipelines can name runs over
 it alone, choices included, and then the default pipeline; each result is compared with the model itself, element by
 element, in float64 and in its own dtype. A failure prints the network as code after Hypothesis has made it small.
-Writes ``results/random_networks.json``: rewrites and refusals by rule.
+Writes ``results/random_networks.json``, by rule: rewrites, refusals with a reason, and operators of the kinds that the
+rule rewrites which it left as they were without one, because they lack what its definition says.
 """
 
 from __future__ import annotations
@@ -46,24 +47,39 @@ class Tally:
     Attributes:
         networks: how many were tried.
         commits, refusals: rewrites that were made, and places where a rule gave a reason not to.
+        anchors: by rule and operator, the rewrites that were made at it.
+        left: by rule and operator, how often it was looked at and neither rewritten nor refused.
     """
 
     networks: int = 0
     commits: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    anchors: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
         """Count another tally's too."""
         self.networks += other.networks
-        self.commits.update(other.commits)
-        self.refusals.update(other.refusals)
+        for mine, theirs in zip(self.counters, other.counters, strict=True):
+            mine.update(theirs)
+
+    @property
+    def counters(self) -> tuple[Counter[str], ...]:
+        """All of them, in the order of the fields."""
+        return self.commits, self.refusals, self.anchors, self.left
+
+    def left_by(self, rule: str) -> int:
+        """What the rule left without a reason, of operators at which it has rewritten something."""
+        return sum(count for key, count in self.left.items() if key.split()[0] == rule and self.anchors[key])
 
 
 def pipelines() -> list[Pipeline]:
-    """Every exact step alone with its defaults, and the default pipeline."""
+    """Every exact step alone with its defaults, where more is asked for also with that, and the default pipeline."""
     steps = [step() for step in passes.STEPS]
     exact = [step for step in steps if all(rule.fidelity.exact for rule in rules_of(step))]
-    return [*(Pipeline((step,)) for step in exact), passes.default_pipeline()]
+    asked = [passes.ReductionAlgebra(finite=True), passes.MeanOfUniformGroupNorm(finite=True),
+             passes.PatchesAsLinear(pointwise=True)]  # fmt: skip
+    return [*(Pipeline((step,)) for step in (*exact, *asked)), passes.default_pipeline()]
 
 
 def attempt(network: Network, tally: Tally) -> None:
@@ -76,6 +92,7 @@ def attempt(network: Network, tally: Tally) -> None:
     captured = capture(model, inputs).graph
     for pipeline in pipelines():
         graph = captured.copy()
+        targets = {node.name: node.target for node in graph.calls()}
         records = Driver(graph, MatchVerifier()).run(pipeline)
         for record in records:
             assert not record.rejections, (
@@ -83,11 +100,17 @@ def attempt(network: Network, tally: Tally) -> None:
             )
             tally.commits.update(commit.rule for commit in record.commits)
             tally.refusals.update(refused.rule for refused in record.refused)
+            tally.anchors.update(f"{commit.rule} {targets.get(commit.node, '')}" for commit in record.commits)
+            if len(pipeline.steps) == 1:
+                refused = {(refused.rule, refused.node) for refused in record.refused}
+                tally.left.update(f"{rule.name} {node.target}" for rule in rules_of(pipeline.steps[0])
+                                  for node in graph.calls() if (rule.name, node.name) not in refused)  # fmt: skip
         if any(record.commits for record in records):
             graph.check()
             rules = [rule for step in pipeline for rule in rules_of(step)]
             loosest = Fidelity.NORMWISE if any(r.fidelity is Fidelity.NORMWISE for r in rules) else Fidelity.ELEMENTWISE
-            different = disagreement(model, captured, graph, inputs, loosest)
+            rounds_weights = any(rule.rounds_weights for rule in rules)
+            different = disagreement(model, captured, graph, inputs, loosest, rounds_weights)
             assert not different or "shows nothing" in different, f"{pipeline}: {different}"
     tally.networks += 1
 
@@ -99,7 +122,7 @@ def shard(examples: int, number: int) -> Tally:
     @seed(number)
     @settings(max_examples=examples, deadline=None, database=None, print_blob=False,
               suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(networks())
+    @given(networks(longest=8))
     def run(network: Network) -> None:
         attempt(network, tally)
 
@@ -109,10 +132,12 @@ def shard(examples: int, number: int) -> Tally:
 
 def table(rows: list[dict[str, int | str]]) -> str:
     """One line a rule; a star marks what was seen less often than it should be."""
-    lines = ["rule".ljust(32) + "rewrites".rjust(10) + "refusals".rjust(10)]
+    counted = ("commits", "refusals", "left")
+    lines = ["rule".ljust(32) + "rewrites".rjust(10) + "refusals".rjust(10) + "left".rjust(10)]
     for row in rows:
-        few = int(row["commits"]) < ENOUGH_REWRITES or int(row["refusals"]) < ENOUGH_REFUSALS
-        lines.append(str(row["rule"]).ljust(32) + str(row["commits"]).rjust(10) + str(row["refusals"]).rjust(10)
+        commits, refusals, left = (int(row[name]) for name in counted)
+        few = commits < ENOUGH_REWRITES or refusals + left < ENOUGH_REFUSALS
+        lines.append(str(row["rule"]).ljust(32) + "".join(str(row[name]).rjust(10) for name in counted)
                      + (" *" if few else ""))  # fmt: skip
     return "\n".join(lines)
 
@@ -127,7 +152,7 @@ def main(arguments: list[str]) -> None:
     given_ = parser.parse_args(arguments)
     if given_.shard is not None:
         tally = shard(given_.examples, given_.seed)
-        given_.shard.write_text(json.dumps([tally.networks, tally.commits, tally.refusals]))
+        given_.shard.write_text(json.dumps([tally.networks, *tally.counters]))
         return
     started, total = time.perf_counter(), Tally()
     with tempfile.TemporaryDirectory() as folder:
@@ -141,10 +166,11 @@ def main(arguments: list[str]) -> None:
         if any(codes):
             raise SystemExit("a network failed; it is printed above")
         for path in paths:
-            count, commits, refusals = json.loads(path.read_text())
-            total.add(Tally(count, Counter(commits), Counter(refusals)))
+            count, *counters = json.loads(path.read_text())
+            total.add(Tally(count, *map(Counter, counters)))
     names = sorted({rule.name for pipeline in pipelines() for step in pipeline for rule in rules_of(step)})
-    rows = [{"rule": name, "commits": total.commits[name], "refusals": total.refusals[name]} for name in names]
+    rows = [{"rule": name, "commits": total.commits[name], "refusals": total.refusals[name],
+             "left": total.left_by(name)} for name in names]  # fmt: skip
     print(table(rows))
     print(f"{total.networks} networks in {time.perf_counter() - started:.0f} s")
     print(harness.save("random_networks", [{"networks": total.networks, "seed": given_.seed}, *rows]))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from benchmarks import harness
+from benchmarks.corpus import networks
 from benchmarks.peers import Contractions, available
 from passes import default_pipeline
 from rewrite.driver import Driver
@@ -30,7 +31,6 @@ from rewrite.listener import Listener
 from rewrite.ops import Convolution, Linear, view
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
-from tests.corpus import CORPUS, input_for, load, randomize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -196,9 +196,8 @@ def main(names: list[str]) -> None:
     print(f"peers: {', '.join(peers)}", flush=True)
     known: dict[Any, Any] = {}
     rows: list[dict[str, Any]] = []
-    for name in names or CORPUS:
-        model = randomize(load(name))
-        collector = collect(model, (input_for(model, 1),))
+    for name, model, inputs in networks(names):
+        collector = collect(model, inputs)
         mine = left_unused(name, collector, peers, known)
         rows += mine
         by_all = sum(len(row["unused_by"]) == len(peers) for row in mine)

@@ -18,7 +18,9 @@ from rewrite.verify.rounding import Arithmetic, count
 from rewrite.verify.sizes import Batch, batch_symbols
 
 
-def disagreement(model: nn.Module, old: Graph, new: Graph, inputs: Sequence[Any], fidelity: Fidelity) -> str:
+def disagreement(
+    model: nn.Module, old: Graph, new: Graph, inputs: Sequence[Any], fidelity: Fidelity, rounds_weights: bool = False
+) -> str:
     r"""How the rewritten program differs from the model on flat inputs; '' where it does not.
 
     In float64, where every wrong term shows, and in the model's own dtypes, where rounding and overflow show; both
@@ -32,6 +34,7 @@ def disagreement(model: nn.Module, old: Graph, new: Graph, inputs: Sequence[Any]
         new: the rewritten graph.
         inputs: flat inputs.
         fidelity: what the rules promise; with ``NORMWISE`` norms over planes are compared.
+        rounds_weights: whether a rule says so; weights then have a rounding of their own dtype in float64 too.
     """
     before, after = Program.of(old), Program.of(new)
     truths, olds = in_double(model, old, inputs), own_dtype(model, old, inputs)
@@ -49,14 +52,20 @@ def disagreement(model: nn.Module, old: Graph, new: Graph, inputs: Sequence[Any]
     if different:
         return different
     counts = count(before.fragment, reference) | count(after.fragment, exact)
+    sharp_arithmetic = Arithmetic.of(torch.float64)
+    for weight in old.weights.values() if rounds_weights else ():
+        if weight.is_floating_point():
+            sharp_arithmetic = sharp_arithmetic.coarser(weight.dtype)
     for name, truth, mine, sharp, result, scale in zip(names, truths, olds, sharps, news, scales, strict=True):
         if not (truth.is_floating_point() or truth.is_complex()):
             finding = equal(name, mine, result, ())
             if finding.failure:
                 return finding.failure
             continue
-        for text, found, theirs in (("float64", sharp, truth), (_name(mine), result, mine)):
-            floor = Arithmetic.of(theirs.dtype).floor(scale, counts)
+        own = Arithmetic.of(mine.dtype)
+        for text, found, theirs, arithmetic in (("float64", sharp, truth, sharp_arithmetic),
+                                                (_name(mine), result, mine, own)):  # fmt: skip
+            floor = arithmetic.floor(scale, counts)
             finding = close(name, fidelity, found, theirs, truth, floor, ())
             if finding.failure:
                 return f"in {text}, {finding.failure}"

@@ -101,9 +101,10 @@ def assert_rule(
     counted(rule, record, matches, refuses)
     flat = list(captured.flat_inputs)
     fidelity = max((each.fidelity for each in rules_of(rule)), key=list(Fidelity).index)
+    rounds_weights = any(each.rounds_weights for each in rules_of(rule))
     if record.commits and fidelity.exact and not any(map(is_random, result.before.nodes)):
         for text, given in _calls(captured, model, result.before, flat, batches):
-            failure = disagreement(model, result.before, result.graph, given, fidelity)
+            failure = disagreement(model, result.before, result.graph, given, fidelity, rounds_weights)
             if failure:
                 raise AssertionError(told(rule, f"the program differs from the model ({text}): {failure}", record))
         if _differentiable(rule, result) if gradients is None else gradients:

@@ -40,7 +40,7 @@ def _flat(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def test_a_failing_network_shrinks_to_few_steps(kind: str) -> None:
     limit = settings(max_examples=2000, database=None, derandomize=True)
     network = find(networks(), lambda network: any(step.kind == kind for step in network.steps), settings=limit)
-    assert len(network.steps) <= 14  # one motif, and perhaps a layer
+    assert len(network.steps) <= 20  # two motifs at most
     assert (network.batch, network.shape) == (2, (4, 1, 1))
     assert network.results == (len(network.steps),)
 

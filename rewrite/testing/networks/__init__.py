@@ -9,6 +9,7 @@ A network is a value that prints as the code that makes it, and a failing one sh
 - :mod:`rewrite.testing.networks.steps`: the operators.
 - :mod:`rewrite.testing.networks.network`: a network as a value, and its module.
 - :mod:`rewrite.testing.networks.motifs`: how networks put layers together.
+- :mod:`rewrite.testing.networks.oddities`: what tracing, pruning and unfinished edits leave in them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import torch
 from hypothesis import strategies as st
 
 from rewrite.testing.networks.drawing import Drawing
-from rewrite.testing.networks.motifs import MOTIFS, Motif
+from rewrite.testing.networks.motifs import LAYERS, Motif
 from rewrite.testing.networks.network import Network
+from rewrite.testing.networks.oddities import ODDITIES
 from rewrite.testing.networks.steps import KINDS, Step
 from rewrite.testing.values import LAYOUTS, seeds
+
+MOTIFS = (*LAYERS, *ODDITIES)
+"""All motifs; failing networks shrink towards the first."""
 
 __all__ = ["KINDS", "MOTIFS", "Motif", "Network", "Step", "networks"]
 

@@ -22,6 +22,13 @@ def maybe_norm(d: Drawing, value: int) -> int:
     return d.step("batch_norm", value) if d.flag() else value
 
 
+def group_norm(d: Drawing, value: int, **more: Any) -> int:
+    """A group norm, whose groups have several elements each, which torch demands of a batch of one; or the value."""
+    _, channels, height, width = d.shape(value)
+    groups = [n for n in (1, 2, channels) if channels % n == 0 and channels // n * height * width > 1]
+    return d.step("group_norm", value, groups=d.one_of(groups), **more) if groups else value
+
+
 def conv(d: Drawing, value: int, out: int | None = None, **fixed: Any) -> int:
     """A convolution that fits; what is not fixed is drawn."""
     _, channels, height, width = d.shape(value)
@@ -110,9 +117,7 @@ def normed(d: Drawing) -> None:
     value = d.value()
     if value is None:
         return
-    channels = d.shape(value)[1]
-    value = d.step("group_norm", value, groups=d.one_of([n for n in (1, 2, channels) if channels % n == 0]))
-    conv(d, value, kernel=1, padding=0)
+    conv(d, group_norm(d, value), kernel=1, padding=0)
 
 
 def scaled(d: Drawing) -> None:
@@ -334,55 +339,7 @@ def single(d: Drawing) -> None:
         d.step(kind, value, dims=[last], keepdim=d.flag())
 
 
-def planted(d: Drawing) -> None:
-    """Channels that carry nothing or the same, kernels with empty borders, of few taps or of low rank."""
-    value = d.value()
-    if value is None:
-        return
-    plant = d.one_of(["dead", "duplicate", "border", "separable", "cross", "unread", "dead norm"])
-    channels = d.shape(value)[1]
-    if plant in ("separable", "cross"):
-        value = d.step("conv", value, out=channels, kernel=d.one_of([5, 3]), padding=2, groups=channels, plant=plant,
-                       bias=d.flag())  # fmt: skip
-        return
-    if plant == "dead norm":
-        value = d.step("batch_norm", conv(d, value, 4), plant="dead")
-    elif plant == "border":
-        value = d.step("conv", value, out=4, kernel=5, padding=d.one_of([2, 4]), plant=plant, bias=d.flag())
-    else:
-        # what nothing reads is seen at the layer behind
-        value = d.step("conv", value, out=4, kernel=1, bias=d.flag(), plant="" if plant == "unread" else plant)
-    if d.flag():
-        value = d.step(d.one_of(["relu", "gelu", "sigmoid"]), value)
-    behind = {"plant": plant} if plant == "unread" else {}
-    if d.flag():
-        d.step("conv", value, out=4, kernel=1, **behind)
-    else:
-        d.step("conv", value, out=4, kernel=3, padding=1, **behind)
-
-
-def views(d: Drawing) -> None:
-    """Slices, copies, permutations there and back, padding by hand."""
-    value = d.value()
-    if value is None:
-        return
-    channels = d.shape(value)[1]
-    kind = d.one_of(["part", "there and back", "pad", "clone", "pieces", "contiguous"])
-    if kind == "part" and channels > 1:
-        d.step("part", value, start=0, end=d.number(1, channels - 1), dim=1)
-    elif kind == "pieces" and channels > 1:
-        sizes = [1, channels - 1]
-        d.step("cat", *(d.step("piece", value, index=i, sizes=sizes, dim=1) for i in range(2)), dim=1)
-    elif kind == "there and back":
-        d.step("permute", d.step("permute", value, order=[0, 2, 3, 1]), order=[0, 3, 1, 2])
-    elif kind == "pad" and d.values[value].numel() < LARGEST:
-        value = d.step("pad", value, amounts=[d.number(0, 2), d.number(0, 1), 1, 0], mode="constant")
-        conv(d, value, padding=0)
-    elif kind in ("clone", "contiguous"):
-        d.step(kind, value)
-
-
-MOTIFS: tuple[Motif, ...] = (
+LAYERS: tuple[Motif, ...] = (
     layer, residual, shared, branches, norm_before, normed, scaled, wide, linear_pair, siblings, selection, inception,
-    pooled, head, excitation, mlp, attention, bounds, single, planted, views,
+    pooled, head, excitation, mlp, attention, bounds, single,
 )  # fmt: skip

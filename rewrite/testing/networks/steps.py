@@ -52,6 +52,21 @@ class Apply(nn.Module):
         return self.function(*values, *self.parameters())
 
 
+class Against(nn.Module):
+    """A function of a tensor and a number that nobody trains."""
+
+    number: Tensor
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], number: float):
+        super().__init__()
+        self.function = function
+        self.register_buffer("number", torch.tensor(number))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function of both."""
+        return self.function(x, self.number)
+
+
 def _conv(draw: Draws, values: Sequence[Tensor], o: dict[str, Any]) -> nn.Module:
     channels = values[0].shape[1]
     given = {key: value for key, value in o.items() if key not in ("out", "kernel", "plant")}
@@ -86,6 +101,8 @@ def _filled(layer: Any, draw: Draws, plant: str) -> nn.Module:
         weight = weight * inside
     elif plant == "separable":
         weight = weight[..., :1] * weight[..., :1, :]
+    elif plant == "few":
+        weight = weight[:, :, :1, :1] * weight[:1]
     assign(layer.weight, weight)
     if bias is not None:
         assign(layer.bias, bias)
@@ -109,6 +126,14 @@ def _affine(norm: Any, draw: Draws) -> nn.Module:
     assign(norm.weight, draw.scale(*norm.weight.shape))
     assign(norm.bias, draw.normal(*norm.bias.shape))
     return norm  # type: ignore[no-any-return]
+
+
+def _group_norm(draw: Draws, values: Sequence[Tensor], o: dict[str, Any]) -> nn.Module:
+    norm = _affine(nn.GroupNorm(o["groups"], values[0].shape[1]), draw)
+    if o.get("uniform"):
+        with torch.no_grad():
+            norm.weight.fill_(0.5)  # type: ignore[operator]
+    return norm
 
 
 def _along(value: Tensor, vector: Tensor) -> Tensor:
@@ -143,13 +168,17 @@ KINDS: Mapping[str, Build] = {
     "conv": _conv,
     "linear": _linear,
     "batch_norm": _batch_norm,
-    "group_norm": lambda draw, v, o: _affine(nn.GroupNorm(o["groups"], v[0].shape[1]), draw),
+    "group_norm": _group_norm,
     "layer_norm": lambda draw, v, o: _affine(nn.LayerNorm(v[0].shape[-1]), draw),
     "scale": lambda draw, v, o: Apply(lambda x, s: x * _along(x, s), weight=draw.scale(_channels(v[0]))),
     "shift": lambda draw, v, o: Apply(lambda x, s: x + _along(x, s), bias=draw.normal(_channels(v[0]))),
     "grn": lambda draw, v, o: Apply(_grn, weight=draw.scale(_channels(v[0])), bias=draw.normal(_channels(v[0]))),
     "times": _plain(lambda x, by: x * by),
     "plus": _plain(lambda x, number: x + number),
+    "less": _plain(lambda x, number: x - number),
+    "negate": _plain(lambda x: -x),
+    "smaller": lambda draw, v, o: Against(torch.minimum, o["number"]),
+    "larger": lambda draw, v, o: Against(torch.maximum, o["number"]),
     "add": _plain(lambda a, b: a + b),
     "sub": _plain(lambda a, b: a - b),
     "mul": _plain(lambda a, b: a * b),
