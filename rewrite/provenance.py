@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,10 @@ def module_class(node: Node) -> str:
 
 
 def location(node: Node) -> Location | None:
-    """The innermost line of the user's code in the node's stack, outside torch and this project."""
+    """The innermost line of the user's code in the node's stack, outside torch and this project.
+
+    Where ``forward`` calls helpers it is the helper's line, unless that is in another installed package.
+    """
     trace = node.meta.get("stack_trace")
     return _parse(trace) if trace else None
 
@@ -88,7 +90,20 @@ def place(node: Node) -> tuple[str, str, str]:
 
 @lru_cache(maxsize=4096)
 def _parse(trace: str) -> Location | None:
-    return next(iter(deque(_frames(trace), maxlen=1)), None)
+    frames = list(_frames(trace))
+    start = max((i for i, frame in enumerate(frames) if frame.function == "forward"), default=0)
+    found = frames[start] if frames else None
+    for inner in frames[start + 1 :]:
+        if found is None or _package(inner.file) not in ("", _package(found.file)):
+            break
+        found = inner
+    return found
+
+
+def _package(file: str) -> str:
+    """The installed package that a file belongs to, '' for the user's own."""
+    _, installed, rest = file.replace(os.sep, "/").rpartition("/site-packages/")
+    return rest.partition("/")[0] if installed else ""
 
 
 def _frames(trace: str) -> Iterator[Location]:

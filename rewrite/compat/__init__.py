@@ -39,7 +39,14 @@ from rewrite.compat.inductor import (
     inductor_mode,
     inductor_options,
 )
-from rewrite.compat.recording import interpret, is_jit_tracing, is_recording, is_stand_in, unrecorded
+from rewrite.compat.recording import (
+    interpret,
+    is_jit_tracing,
+    is_recording,
+    is_stand_in,
+    unrecorded,
+    whole_stacks,
+)
 from rewrite.compat.surroundings import (
     are_modes_active,
     autocast,
@@ -130,6 +137,7 @@ __all__ = [
     "unlift",
     "unrecorded",
     "watch_autograd_functions",
+    "whole_stacks",
     "without_autocast",
     "without_fresh_symbols",
     "without_partial_graphs",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +46,33 @@ def unrecorded() -> Iterator[None]:
         for mode in reversed(functions):
             _push_mode(mode)
         jit._set_tracing_state(state)
+
+
+@contextlib.contextmanager
+def whole_stacks() -> Iterator[None]:
+    """Recorded operators keep the whole of the user's stack from the first ``forward`` on.
+
+    Exports keep the frames named ``forward`` alone, and an operator in a helper function then seems to be on the line
+    that calls the helper. Holds for all threads, and for the others does no more than this.
+    """
+    from torch.fx import proxy
+
+    tracer: Any = proxy.TracerBase
+    original = tracer._filter_traceback_frames
+    folder = os.path.dirname(torch.__file__)
+
+    def filtered(self: Any, summary: traceback.StackSummary) -> Any:
+        if not self._record_forward_stack_traces_only:
+            return original(self, summary)
+        first = next((i for i, frame in enumerate(summary) if frame.name == "forward"), len(summary))
+        kept = [frame for frame in summary[first:] if frame.name == "forward" or not frame.filename.startswith(folder)]
+        return traceback.StackSummary.from_list(kept)
+
+    tracer._filter_traceback_frames = filtered
+    try:
+        yield
+    finally:
+        tracer._filter_traceback_frames = original
 
 
 def is_stand_in(value: Any) -> bool:

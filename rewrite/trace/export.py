@@ -71,7 +71,7 @@ def export(
     before = twin.registered(shadow)
     seen: dict[str, None] = {}
     known = compat.known_values(may_decide) if decide else contextlib.nullcontext()
-    with compat.watch_autograd_functions(lambda name: seen.setdefault(name)), known:
+    with compat.watch_autograd_functions(lambda name: seen.setdefault(name)), known, compat.whole_stacks():
         program = torch.export.export(shadow, args, kwargs, dynamic_shapes=shapes, strict=False)
     # with a tensor registered while tracing, decomposing writes its value into the user's input
     new = sorted(twin.registered(shadow) ^ before)

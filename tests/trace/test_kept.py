@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from rewrite.graph import Mutation
+from rewrite.provenance import location
 from rewrite.trace import capture
 from tests.trace.support import assert_captures, assert_equal, module, own, targets
 
@@ -47,6 +48,46 @@ def test_nodes_have_values_modules_and_lines() -> None:
     assert "self.head(F.gelu(self.norm(self.conv(x)))" in conv.meta["stack_trace"]
     for node in graph.nodes:
         assert node.op == "output" or "val" in node.meta
+
+
+def helper(model: Any, x: Tensor) -> Tensor:
+    y = model.conv(x)
+    return F.gelu(y)
+
+
+class Delegating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def implementation(self, x: Tensor) -> Tensor:
+        return helper(self, x) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implementation(x)
+
+
+def test_the_line_is_that_of_the_helper_which_forward_calls() -> None:
+    graph = capture(Delegating().eval(), (torch.randn(2, 3, 8, 8),)).graph
+    lines = [found.text for node in graph.calls() if (found := location(node)) is not None]
+    assert lines == ["y = model.conv(x)", "return F.gelu(y)", "return helper(self, x) + 1"]
+
+
+def test_a_line_in_another_installed_package_is_the_callers() -> None:
+    def trace(*frames: tuple[str, str]) -> str:
+        return "\n".join(f'  File "{file}", line 3, in {name}\n    text of {file}' for file, name in frames)
+
+    def line(*frames: tuple[str, str]) -> str:
+        node = torch.fx.Graph().placeholder("x")
+        node.meta["stack_trace"] = trace(*frames)
+        found = location(node)
+        return found.file if found else ""
+
+    mine, theirs, others = "/home/net.py", "/v/site-packages/timm/net.py", "/v/site-packages/einops/einops.py"
+    assert line((mine, "forward"), (others, "rearrange")) == mine
+    assert line((theirs, "forward"), ("/v/site-packages/timm/layers.py", "drop")) == "/v/site-packages/timm/layers.py"
+    assert line((theirs, "forward"), (others, "rearrange")) == theirs
+    assert line((others, "forward"), (mine, "called_back")) == mine
 
 
 def test_plain_tensor_attributes_keep_identity_and_name() -> None:
