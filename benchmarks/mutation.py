@@ -62,10 +62,21 @@ _EXPLAINED = (
     "tests/test_explain.py::test_what_follows_the_remedy_matches",
 )
 MORE_TESTS = {
-    "fold_batch_norm": _EXPLAINED,
+    "fold_affine": (
+        "tests/passes/test_fold_batch_norm.py",
+        "tests/passes/test_fold_bias_map.py",
+        "tests/passes/test_fold_layer_scale.py",
+        *_EXPLAINED,
+        "tests/passes/test_behind.py",
+    ),
     "fold_constants": ("tests/passes/test_weight_program.py",),
-    "fold_layer_scale": _EXPLAINED,
+    "hoist_pooling": ("tests/passes/test_pooling_sizes.py",),
     "obstruction": ("tests/passes/test_behind.py",),
+    "reduction_algebra": (
+        "tests/passes/test_degenerate_blocks.py",
+        "tests/properties/test_reduction_properties.py",
+        "tests/passes/test_ranges.py",
+    ),
     "reparameterize": (*_EXPLAINED, "tests/passes/test_behind.py"),
 }
 """What is evidence for a module besides the files that are named after it."""

@@ -7,6 +7,7 @@ into a kernel, branches added up) runs in float64 and is rounded once, at the en
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -172,10 +173,30 @@ class WeightProgram:
         dtype_of: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
     ) -> dict[str, Tensor]:
         """All folded values from the user's tensors; fresh tensors that share no storage with them."""
-        evaluator = Evaluator(sources.__getitem__, dtype_of)
+        return self.values(Evaluator(sources.__getitem__, dtype_of), sources)
+
+    def values(self, evaluator: Evaluator, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`evaluate` returns, from an evaluator over the sources."""
         values = {name: evaluator.rounded(node) for name, node in self.results.items()}
         owned = {tensor.untyped_storage().data_ptr() for tensor in sources.values()}
         return {name: own(value, owned) for name, value in values.items()}
+
+    def lost(self, evaluator: Evaluator) -> str:
+        """Which folded value does not fit its dtype, in words; '' where all do.
+
+        It does not where an element is too large for the dtype, or where all of a kernel's are so small that they lose
+        digits or vanish. The weights that it comes from may fit, and with them the model.
+        """
+        for name, node in self.results.items():
+            exact = evaluator.exact(node)
+            if is_algebra(node) and isinstance(exact, Tensor) and exact.is_floating_point() and exact.numel():
+                dtype = evaluator.rounded(node).dtype
+                limits, largest, what = torch.finfo(dtype), float(exact.abs().max()), str(dtype).removeprefix("torch.")
+                if limits.max < largest < math.inf:
+                    return f"'{name}' overflows {what} when it is folded"
+                if exact.dim() > 1 and 0 < largest < limits.tiny:
+                    return f"'{name}' is too small for {what} when it is folded"
+        return ""
 
 
 def own(value: Tensor, storages: Collection[int]) -> Tensor:

@@ -17,6 +17,7 @@ from rewrite import (
     Pass,
     Pipeline,
     PipelineError,
+    RewriteError,
     Rule,
     RuleError,
     VerificationError,
@@ -165,6 +166,47 @@ def test_a_fold_that_overflows_later_is_undone():
         want = model(x)
         assert want.isfinite().all()
         torch.testing.assert_close(fast(x), want, rtol=1e-2, atol=1e-2)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        return self.conv(x) * self.gain
+
+
+def test_a_fold_that_underflows_later_is_undone():
+    model, x = Scaled().eval().half(), torch.randn(2, 3, 5, 5).half()
+    fast = eager(model, x)
+    assert "mul" not in str(fast.graph_module.graph)
+    with torch.no_grad():
+        model.gain.fill_(1e-5)
+        assert torch.equal(fast(x), model(x))
+        model.gain.fill_(0)  # zero needs no digits
+        assert torch.equal(fast(x), model(x))
+
+
+def test_a_product_of_weights_that_overflows_later_is_undone():
+    model, x = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 2, bias=False)).eval(), torch.randn(2, 8)
+    fast = eager(model, x)
+    assert len(fast.report.diff("merge-linear")) == 1
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.fill_(1e25)
+        x = x / 1e25
+        torch.testing.assert_close(fast(x), model(x))
+
+
+def test_a_conversion_in_which_a_fold_underflows_is_an_error():
+    model, x = Scaled().eval(), torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        model.gain.fill_(1e-5)
+    fast = eager(model, x).half()
+    with pytest.raises(RewriteError, match="too small for float16 when it is folded"):
+        fast(x.half())
 
 
 def test_a_list_is_one_argument(x):

@@ -19,6 +19,7 @@ from rewrite.lowering import (
 )
 from rewrite.result.call import tree_of
 from rewrite.trace.device import retarget
+from rewrite.weights import Evaluator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,20 +118,24 @@ class Specialization:
         """The program as a flat module of inputs and weights that writes state itself."""
         return writing_module(self.differentiable, self.names)
 
-    def fold(self, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def fold(self, sources: Mapping[str, Tensor], again: bool = False) -> dict[str, Tensor]:
         """All weights by name, folded ones computed from ``sources``, which :attr:`reads` names.
 
+        Args:
+            sources: the present weights.
+            again: they are others than those with which the program was verified.
+
         Raises:
-            Misfit: a folded value is too large for float16, though the weights that it comes from are not.
+            Misfit: a folded value does not fit its dtype, as a product of small weights does not fit float16, though
+                the weights that it comes from do.
         """
         moved = {name: _on(sources[name], self.conversion.device) for name in self.attributes if name in sources}
         tensors = {**self.constants, **sources, **moved}
-        folded = self.graph.program.evaluate(tensors, self.conversion.dtype_of)
-        lost = next(
-            (name for name, value in folded.items() if value.dtype == torch.float16 and not _finite(value)), None
-        )
-        if lost is not None and all(_finite(tensor) for tensor in tensors.values()):
-            raise Misfit(f"'{lost}' overflows float16 when it is folded")
+        evaluator = Evaluator(tensors.__getitem__, self.conversion.dtype_of)
+        lost = self.graph.program.lost(evaluator) if again else ""
+        if lost and all(map(_finite, tensors.values())):
+            raise Misfit(lost)
+        folded = self.graph.program.values(evaluator, tensors)
         return {name: folded[name] if name in folded else tensors[name] for name in self.names}
 
     def fit(self, sources: Mapping[str, Tensor]) -> Specialization:

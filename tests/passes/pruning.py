@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,8 @@ def pruned(step: Step, forward: Forward, x: Tensor, **parts: Any) -> Result:
 
 
 def kept(step: Step, forward: Forward, x: Tensor, **parts: Any) -> list[tuple[str, str, str]]:
-    """Reason, culprit and remedy of each refusal for a block that stays as it is."""
+    """Reason, with lines of the test's file as "(here)", culprit and remedy of each refusal for a block that stays."""
     result = rewrite(Block(forward, **parts).eval(), step, x)
     assert not result.record.commits
-    return [(refused.reason, refused.culprit.split("'")[1], refused.remedy) for refused in result.record.refused]
+    return [(re.sub(r"\(test_\w+\.py:\d+\)", "(here)", refused.reason), refused.culprit.split("'")[1], refused.remedy)
+            for refused in result.record.refused]  # fmt: skip

@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[str, str, Forward, dict[str, Any]]] = {
                                          "a": dead(0.7), "b": conv(6, 5, 1)}),
     "norm of each channel": ("behind layer_norm the channel is not constant any more", "layer_norm",
                              lambda s, x: s.b(s.n(s.a(x))), {"a": dead(0.7), "n": nn.LayerNorm(4), "b": conv(6, 5, 1)}),
-    "shared scale": ("'g' is a parameter of mul (blocks.py:27) too", "mul", lambda s, x: s.b(
+    "shared scale": ("'g' is a parameter of mul (here) too", "mul", lambda s, x: s.b(
         s.a(x) * s.g) + (s.g * x.mean()).sum(), {
             "a": dead(), "g": torch.rand(6, 1, 1), "b": conv(6, 5, 1)}),
     "shared norm": ("'n.weight' is a parameter of batch_norm in 'n' too", "_native_batch_norm",
@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[str, str, Forward, dict[str, Any]]] = {
     "called twice": ("'a.weight' is a parameter of conv2d in 'a' too", "conv2d",
                      lambda s, x: s.b(s.a(x)) + s.c(s.a(-x)), {
                          "a": dead(), "b": conv(6, 5, 1), "c": conv(6, 5, 1)}),
-    "weights that are read elsewhere": ("'b.weight' is a parameter of sum (blocks.py:27) too", "conv2d_1",
+    "weights that are read elsewhere": ("'b.weight' is a parameter of sum (here) too", "conv2d_1",
                                         lambda s, x: s.b(s.a(x)) + s.b.weight.sum(), {
                                             "a": dead(), "b": conv(6, 5, 1)}),
     "no channel left": ("it is the last channel of conv2d in 'a'", "conv2d", lambda s, x: s.b(s.a(x)), {

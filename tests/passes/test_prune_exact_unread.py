@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[str, str, Forward, dict[str, nn.Module]]] = {
                        lambda s, x: s.a(x)[:, :2] + s.a(2 * x).mean(1, keepdim=True), {"a": conv(4, 6, 3)}),
     "transposed with groups": ("the transposed convolution has 2 groups of channels", "conv_transpose2d",
                                lambda s, x: s.a(x)[:, :2].relu(), {"a": nn.ConvTranspose2d(4, 6, 3, groups=2)}),
-    "returned part": ("the strides of slicing (blocks.py:27) would be others, and the model's result sees them",
+    "returned part": ("the strides of slicing (here) would be others, and the model's result sees them",
                       "slice_",
                       lambda s, x: s.a(x)[:, :2], {"a": conv(4, 6, 3)}),
 }  # fmt: skip

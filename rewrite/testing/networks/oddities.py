@@ -34,7 +34,7 @@ def views(d: Drawing) -> None:
     if value is None:
         return
     channels = d.shape(value)[1]
-    kind = d.one_of(["part", "there and back", "pad", "clone", "pieces", "contiguous"])
+    kind = d.one_of(["part", "there and back", "pad", "pieces", "clone", "pieces", "contiguous"])
     if kind == "part" and channels > 1:
         d.step("part", value, start=0, end=d.number(1, channels - 1), dim=1)
     elif kind == "pieces" and channels > 1:
@@ -54,7 +54,7 @@ def kernels(d: Drawing) -> None:
     value = d.value()
     if value is None:
         return
-    plant, channels = d.one_of(["separable", "cross", "few", "border"]), d.shape(value)[1]
+    plant, channels = d.one_of(["separable", "cross", "cross", "few", "border"]), d.shape(value)[1]
     if plant == "few":
         d.step("conv", value, out=d.one_of([6, 12]), kernel=3, padding=1, plant=plant, bias=d.flag())
     else:
@@ -122,23 +122,26 @@ def mean_of_norm(d: Drawing) -> None:
     """The mean of a group norm over all of a sample."""
     value = d.value()
     if value is not None:
-        value = group_norm(d, value, uniform=d.flag())
+        value = group_norm(d, value, uniform=not d.flag())
         dims = d.one_of([[1, 2, 3], [1, 2, 3], [2, 3], [0, 1, 2, 3]])
         d.step("mean", value, dims=dims, keepdim=len(dims) == 4 or d.flag())
 
 
 def twice(d: Drawing) -> None:
-    """The same reduction, or permutation, or negation, again."""
+    """The same reduction, permutation or negation again; a mean of a sum."""
     value = d.value()
     if value is None:
         return
-    form = d.one_of(["reduction", "permute", "negate", "pool", "copy"])
+    form = d.one_of(["reduction", "permute", "negate", "pool", "copy", "sum"])
     if form == "reduction":
         kind, keep = d.one_of(["mean", "sum", "largest"]), d.flag()
         value = d.step(kind, value, dims=[d.number(2, 3)], keepdim=keep)
         d.step(kind if d.number(0, 4) else "mean", value, dims=[1] if keep else [2], keepdim=d.flag())
     elif form == "pool" and min(d.shape(value)[2:]) > 1:
         value = d.step("avg_pool", value, kernel=2, stride=2, padding=d.one_of([0, 0, 1]), counts=True)
+        d.step("mean", value, dims=[2, 3], keepdim=d.flag())
+    elif form == "sum":
+        value = d.step("add", value, same_size(d, value, d.shape(value)[1], 3))
         d.step("mean", value, dims=[2, 3], keepdim=d.flag())
     elif form == "permute":
         value = d.step("permute", value, order=[0, 2, 3, 1])
@@ -158,7 +161,7 @@ def nothing(d: Drawing) -> None:
     if form == "times":
         d.step("times", value, by=d.one_of([1, 1.0, 2.0]))
     else:
-        d.step(form, value, number=d.one_of([0, 0.0, -0.0, 1.0]))
+        d.step(form, value, number=d.one_of([0, 0.0, 0, -0.0, 1.0]))
 
 
 def finite(d: Drawing) -> None:
