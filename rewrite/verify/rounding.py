@@ -120,4 +120,4 @@ class Arithmetic:
     def floor(self, magnitude: Tensor, counts: Counts) -> Tensor:
         r"""The error that any order of evaluation may have: :math:`c\,((r + 8)\,u + n\,u_a)` times the magnitude."""
         units = (counts.results + SLACK) * self.rounding + counts.terms * self.accumulation
-        return FACTOR * units * magnitude.double() + (counts.terms + SLACK) * self.tiny
+        return (magnitude.double() * (FACTOR * units)).add_((counts.terms + SLACK) * self.tiny)
