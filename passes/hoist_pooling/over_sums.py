@@ -29,7 +29,8 @@ from rewrite.ops import (
     view,
     view_as,
 )
-from rewrite.rule import Fidelity, Match, Miss, Rule
+from rewrite.provenance import called
+from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +50,8 @@ class PoolBeforeScale(Rule):
     .. math:: \mathrm{mean}(a x + s) = a\, \mathrm{mean}(x) + s
 
     The factor may be a weight or depend on the input, as the gate of a squeeze-and-excitation does. Each rewrite lowers
-    the arithmetic: fewer elements are scaled.
+    the arithmetic: fewer elements are scaled. In 16 bits a batch norm stays, which subtracts before it rounds, and sums
+    in float16 stay, which may overflow where the factor is not there yet.
     """
 
     fidelity = Fidelity.ELEMENTWISE
@@ -65,7 +67,7 @@ class PoolBeforeScale(Rule):
                 continue
             view, data = scaled
             nodes = (*view.nodes, *pool.nodes)
-            refusal = affine.norm_refusal(graph, view) if isinstance(view, BatchNorm) else None
+            refusal = _overflow(pool) or (_norm_refusal(graph, pool, view) if isinstance(view, BatchNorm) else None)
             if refusal is not None:
                 yield Miss(self.name, pool.node, refusal, nodes)
             elif not isinstance(view, BatchNorm) or pool.kind == "mean":
@@ -96,13 +98,14 @@ class PoolBeforeScale(Rule):
 
 @dataclass(frozen=True)
 class PoolBeforeSum(Rule):
-    r"""Take a mean or sum of the terms of a sum, where that leaves fewer to add or lets a layer be pooled before it.
+    r"""Take a mean or sum of the terms of a sum, where that lets a layer be pooled before it.
 
     .. math:: \mathrm{mean}(x + y) = \mathrm{mean}(x) + \mathrm{mean}(y)
 
-    Terms that are broadcast are pooled by themselves and added afterwards: less arithmetic. With several terms of the
-    sum's shape nothing is gained by itself; so one of them has to be a layer that :class:`PoolBeforeLayer` takes, as in
-    the last residual block of ConvNeXt (Liu et al., 2022). Then the sum is no longer written to memory.
+    One of the terms has to be a layer that :class:`PoolBeforeLayer` takes, as in the last residual block of ConvNeXt
+    (Liu et al., 2022). Then the sum is no longer written to memory. Without a layer nothing is gained, for a compiler
+    adds as it reduces, and digits may be lost: ``x - 1000`` is exact where ``x`` is near 1000, and the mean of ``x`` is
+    rounded. Terms that are broadcast are pooled by themselves. Sums in float16 stay: those of terms may overflow.
     """
 
     fidelity = Fidelity.ELEMENTWISE
@@ -110,21 +113,22 @@ class PoolBeforeSum(Rule):
     keeps = (Convolution, Linear, Reduction)
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match for each mean or sum of a sum among ``dirty`` that gains something."""
+        """One match or miss for each mean or sum of a sum among ``dirty`` that leads to a layer."""
         for node in dirty:
             pool = _pool(node)
             total = None if pool is None else view_as(pool.input, Sum)
-            if pool is None or total is None or len(total.node.users) > 1:
+            if pool is None or total is None or reductions.is_unit(pool.input, pool.dims):
                 continue
-            terms, inner = total.flatten()
-            parts = [_part(pool, term) for term in terms]
-            known = [part for part in parts if part is not None]
-            whole = [part for part in known if part.whole]
-            if len(known) < len(parts) or not whole or reductions.is_unit(pool.input, pool.dims):
+            # one sum at a time: what the model adds first, it may have added exactly
+            known = [part for part in (_part(pool, term) for term in total.terms) if part is not None]
+            if len(known) < len(total.terms) or not _leads_to_layer(graph, pool):
                 continue
-            if len(whole) == 1 < len(parts) or any(_leads_to_layer(graph, pool, part.node) for part in whole):
-                ordered = sorted(known, key=lambda part: not part.whole)
-                yield Match(self, (*inner, *pool.nodes), (pool.node,), {"pool": pool, "parts": ordered})
+            nodes, refusal = (total.node, *pool.nodes), _overflow(pool)
+            if refusal is not None:
+                yield Miss(self.name, pool.node, refusal, nodes)
+                continue
+            ordered = sorted(known, key=lambda part: not part.whole)
+            yield Match(self, nodes, (pool.node,), {"pool": pool, "parts": ordered})
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The pooled terms, added."""
@@ -151,6 +155,24 @@ def _pool(node: Node) -> Reduction | None:
     if found is None or found.kind not in ("mean", "sum") or not value(node).dtype.is_floating_point:
         return None
     return found
+
+
+def _overflow(pool: Reduction) -> Refusal | None:
+    """Why a sum stays where it is: what is summed before it is scaled or shifted may be too large for float16."""
+    if pool.kind != "sum" or value(pool.node).dtype != torch.float16:
+        return None
+    return Refusal("the sum of what is not scaled or shifted yet may overflow in float16", pool.node,
+                   f"let {called(pool.node)} be a mean, and multiply that by the number of elements")  # fmt: skip
+
+
+def _norm_refusal(graph: Graph, pool: Reduction, norm: BatchNorm) -> Refusal | None:
+    """Why a mean is not taken before a norm."""
+    dtype = value(pool.node).dtype
+    refusal = affine.norm_refusal(graph, norm)
+    if refusal is None and dtype.itemsize == 2:
+        return Refusal(f"a mean in {dtype} would be rounded before the norm subtracts from it", norm.node,
+                       "put the norm right behind a layer, into which it folds")  # fmt: skip
+    return refusal
 
 
 def _scaled(graph: Graph, node: Node, dims: Sequence[int]) -> tuple[Scaling, Node] | None:
@@ -222,18 +244,26 @@ def _part(pool: Reduction, term: Term) -> _Part | None:
     return _Part(node, term.coefficient * times, tuple(dim - missing for dim in own), False)
 
 
-def _leads_to_layer(graph: Graph, pool: Reduction, node: Node | None) -> bool:
+def _leads_to_layer(graph: Graph, pool: Reduction) -> bool:
     """Whether a term is a layer, scaled or not, that can be pooled before it, and that nothing else reads."""
-    dims: Sequence[int] | None = pool.dims
-    while node is not None and dims and len(node.users) == 1:
+    stack: list[tuple[Node, Sequence[int] | None]] = [(pool.input, pool.dims)]
+    while stack:
+        node, dims = stack.pop()
+        if not dims or len(node.users) > 1:
+            continue
         found = view(node)
         if isinstance(found, (Convolution, Linear)):
-            return isinstance(plan(graph, found, pool.kind, dims), Plan)
-        if isinstance(found, (Permute, Reshape)):
-            node, dims = found.input, below(found, dims)
+            if isinstance(plan(graph, found, pool.kind, dims), Plan):
+                return True
+        elif isinstance(found, (Permute, Reshape)):
+            stack.append((found.input, below(found, dims)))
+        elif isinstance(found, Sum):
+            stack += [(term, dims) for term in found.operands if same_shape(term, node) and _same_dtype(term, node)]
         else:
             scaled = _scaled(graph, node, dims)
-            node = None if scaled is None else scaled[1]
+            if scaled is None or (isinstance(scaled[0], BatchNorm) and _norm_refusal(graph, pool, scaled[0])):
+                continue
+            stack.append((scaled[1], dims))
     return False
 
 
