@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING
 
 import torch
 
 from rewrite import compat
 from rewrite.ops import value
+from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from rewrite.fragment import Builder
+    from rewrite.graph import Graph
     from rewrite.ops import Reduction
 
 aten = torch.ops.aten
@@ -30,6 +33,19 @@ OPERATORS = {
 def reads_indices(old: Reduction) -> bool:
     """Whether somebody reads where the extremes are, which ``max(dim)`` tells besides."""
     return any(user is not old.node for node in old.nodes[:-1] for user in node.users)
+
+
+def tie_refusal(graph: Graph, old: Reduction, merged: bool = False) -> Refusal | None:
+    """Why gradients would go elsewhere where several elements are the extreme, though the value is the same.
+
+    ``max(dim)`` gives all of the gradient to one of them, ``amax`` as much to each. Two extremes in a row, ``merged``
+    into one, share it in two steps.
+    """
+    pair = old.node.target is operator.getitem
+    if not graph.differentiated or old.kind not in ("max", "min") or not (pair or merged):
+        return None
+    remedy = f"call a{old.kind} once, with all dimensions" if merged else f"call a{old.kind} instead"
+    return Refusal("where elements tie, other ones would get the gradient", old.node, remedy)
 
 
 def reduced(g: Builder, kind: str, x: Node, dims: Sequence[int], keepdim: bool = True) -> Node:
@@ -49,6 +65,15 @@ def without(g: Builder, node: Node, rank: int, dims: Sequence[int]) -> Node:
     missing = rank - value(node).dim()
     present = [dim - missing for dim in dims if dim >= missing]
     return g(aten.squeeze.dims, node, present) if present else node
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a kernel computes that rounds its result to ``dtype``.
+
+    A rule that takes a kernel apart computes in it: in 16 bits a variance overflows from 256 squared on, and a mean
+    loses what is left when another is subtracted from it.
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def count(node: Node, dims: Sequence[int]) -> int | None:

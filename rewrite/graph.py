@@ -65,6 +65,7 @@ class Graph:
         signature: the user's call.
         fake_mode: the mode of every recorded ``meta["val"]``.
         program: how the folded values among ``weights`` come from the others.
+        differentiated: gradients are taken through it, so that rewrites keep those too, also where maxima tie.
     """
 
     fx: fx.Graph
@@ -72,6 +73,7 @@ class Graph:
     signature: Signature
     fake_mode: compat.FakeTensorMode
     program: WeightProgram = field(default_factory=WeightProgram)
+    differentiated: bool = False
     _constant: dict[Node, bool] = field(default_factory=dict, repr=False)
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -187,7 +189,8 @@ class Graph:
         mapping: dict[Node, Node] = {}
         for node in self.fx.nodes:
             mapping[node] = nodes.node_copy(node, mapping.__getitem__)
-        return Graph(nodes, dict(self.weights), self.signature, self.fake_mode, self.program.copy())
+        weights, program = dict(self.weights), self.program.copy()
+        return Graph(nodes, weights, self.signature, self.fake_mode, program, self.differentiated)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ class MaxPoolBeforeActivation(Rule):
             if sizes.elements(pool.node) >= sizes.elements(pool.input):
                 continue  # as many elements afterwards
             refusal = _refusal(pool, act)
+            if isinstance(pool, Reduction):
+                refusal = refusal or reductions.tie_refusal(graph, pool)
             nodes = (act.node, *pool.nodes)
             if refusal is not None:
                 yield Miss(self.name, pool.node, refusal, nodes)

@@ -36,7 +36,7 @@ class PoolBeforeLayout(Rule):
     keeps = (Reduction,)
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match for each such reduction among ``dirty`` of a value that nothing else reads."""
+        """One match or miss for each such reduction among ``dirty`` of a value that nothing else reads."""
         for node in dirty:
             old = reduction(node)
             if old is None or old.kind not in reductions.OPERATORS or reductions.reads_indices(old):
@@ -46,6 +46,10 @@ class PoolBeforeLayout(Rule):
                 continue
             dims = below(layout, old.dims)
             if dims and not reductions.is_unit(layout.input, dims):
+                refusal = reductions.tie_refusal(graph, old)
+                if refusal is not None:
+                    yield Miss(self.name, node, refusal, (layout.node, *old.nodes))
+                    continue
                 captures = {"old": old, "layout": layout, "dims": dims}
                 yield Match(self, (layout.node, *old.nodes), (old.node,), captures)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from passes import reductions
 from passes.ranges import value_range
 from passes.reduction_algebra.fills import filled, source_of
-from rewrite.ops import Fill, is_tensor, view
+from rewrite.ops import Fill, is_tensor, reduction, view
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class FillDegenerate(Rule):
                 f"it is {float(number):g} for every finite input, and NaN perhaps for others", node, _REMEDY
             )
             return Miss(self.name, node, refusal, nodes)
+        empty = next((inner for inner in nodes if _may_be_empty(inner)), None)
+        if empty is not None:
+            refusal = Refusal("it is NaN for a batch of none, of which it takes the mean", empty,
+                              "capture the model with fixed sizes")  # fmt: skip
+            return Miss(self.name, node, refusal, nodes)
         source = source_of(graph, node)
         if source is None:
             refusal = Refusal("its size is none of the model's inputs", node, "capture the model with fixed sizes")
@@ -66,3 +72,9 @@ class FillDegenerate(Rule):
         for node in match.nodes[:-1] if len(match.outputs) > 1 else ():
             g.keep(node)
         return (*match.outputs[:-1], filled(g, match.source, match.number))
+
+
+def _may_be_empty(node: Node) -> bool:
+    """Whether a node is a mean of perhaps no elements."""
+    found = reduction(node)
+    return found is not None and found.kind == "mean" and not reductions.count(found.input, found.dims)

@@ -30,7 +30,8 @@ class MergeReductions(Rule):
     .. math:: \frac{1}{m} \sum_i \frac{1}{n} \sum_j x_{ij} = \frac{1}{mn} \sum_{ij} x_{ij}
 
     Every inner mean is one of equally many elements, whatever the sizes. So is average pooling before a mean, where its
-    windows tile the input; windows that overlap, hang over the end or leave a rest are refused.
+    windows tile the input; windows that overlap, hang over the end or leave a rest are refused. So are extremes where
+    gradients are taken: elements that tie would share them otherwise.
     """
 
     fidelity = Fidelity.ELEMENTWISE
@@ -46,7 +47,9 @@ class MergeReductions(Rule):
             inner = reduction(outer.input)
             pool = view_as(outer.input, AveragePool) if inner is None and outer.kind == "mean" else None
             if inner is not None and inner.kind == outer.kind and not reductions.reads_indices(inner):
-                yield self._merged(outer, inner)
+                refusal = reductions.tie_refusal(graph, outer, merged=True)
+                nodes = (*inner.nodes, *outer.nodes)
+                yield self._merged(outer, inner) if refusal is None else Miss(self.name, node, refusal, nodes)
             elif pool is not None and set(outer.dims) >= set(_pooled(pool)):
                 yield self._tiled(outer, pool)
 

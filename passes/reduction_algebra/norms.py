@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passes import affine
+from passes import affine, reductions
 from passes.reduction_algebra.fills import filled, source_of
 from rewrite.ops import GroupNorm, Reduction, reduction, value, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
@@ -71,19 +70,23 @@ class MeanOfGroupNorm(_MeanOfGroupNorm):
         norm, pool = match.norm, match.pool
         channels, *sizes = (int(n) for n in value(norm.node).shape[1:])
         rank, grouped = value(norm.node).dim(), [norm.groups, channels // norm.groups]
+        made = value(norm.node).dtype
+        wide = reductions.wide(made)
+        options = {} if wide == made else {"dtype": wide}
         parts = g(aten.unflatten.int, norm.input, 1, grouped)  # [N, G, C / G, *size]
-        means = g(aten.mean.dim, parts, list(range(3, rank + 1))) if sizes else parts
-        both = g(aten.var_mean.correction, parts, list(range(2, rank + 1)), correction=0)
-        spread = g(operator.getitem, both, 0)
-        centre = g(aten.unsqueeze.default, g(operator.getitem, both, 1), 2)
+        dims = list(range(3, rank + 1))
+        means = g(aten.mean.dim, parts, dims, **options) if sizes else affine.cast(g, parts, wide)
+        centre = g(aten.mean.dim, means, [2], True)
+        # no deviation overflows, as a variance does
+        deviation = affine.cast(g, g(aten.std.correction, parts, list(range(2, rank + 1)), correction=0), wide)
+        spread = g(aten.mul.Tensor, deviation, deviation)
         gamma = g(aten.reshape.default, norm.weight, grouped)
         weighted = g(aten.sum.dim_IntList, g(aten.mul.Tensor, g(aten.sub.Tensor, means, centre), gamma), [2])
         scaled = g(aten.mul.Tensor, weighted, g(aten.rsqrt.default, g(aten.add.Tensor, spread, norm.eps)))
         result = g(aten.div.Tensor, g(aten.sum.dim_IntList, scaled, [1]), channels)
         if norm.bias is not None:
-            beta = affine.cast(g, g(aten.mean.default, norm.bias), value(norm.node).dtype)
-            result = g(aten.add.Tensor, result, beta)
-        return _shaped(g, result, pool)
+            result = g(aten.add.Tensor, result, g(aten.mean.default, norm.bias))
+        return _shaped(g, affine.cast(g, result, made), pool)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class MeanOfUniformGroupNorm(_MeanOfGroupNorm):
     def _look(self, graph: Graph, pool: Reduction, norm: GroupNorm) -> Match | Miss | None:
         nodes = (norm.node, *pool.nodes)
         refusal = self._refusal(graph, norm)
+        if refusal is None and not reductions.count(pool.input, pool.dims):
+            refusal = Refusal("it is NaN for a batch of none, of which it takes the mean", pool.node,
+                              "capture the model with fixed sizes")  # fmt: skip
         source = source_of(graph, pool.node)
         if refusal is None and source is None:
             refusal = Refusal("its size is none of the model's inputs", pool.node, "capture the model with fixed sizes")

@@ -101,6 +101,7 @@ def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
     with compat.without_autocast():
         graph = normalize(build(GraphModule(tensors, traced.graph), [argument.recorded for argument in inputs]))
         graph.check()
+    graph.differentiated = differentiate
     return Lifted(graph, arguments, recorded, differentiate, results, returned)
 
 

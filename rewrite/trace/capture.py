@@ -86,6 +86,7 @@ def capture(
         if training:
             refuse_hidden_writes(model, args, kwargs)
         graph, plan, notes, decided = _trace(model, args, kwargs, rehearsal, training)
+        graph.differentiated = training
         one_row = takes_one_row(model, graph, args, kwargs)
     notes += _state_notes(rehearsal) + _constant_notes(graph, flat) + _container_notes(model, graph, training)
     if not one_row:

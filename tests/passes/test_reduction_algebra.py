@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passes import ClampByConstant, MeanOfUniformGroupNorm, ReductionAlgebra, registry
+from passes import (
+    ClampByConstant,
+    CommutePooling,
+    HoistPooling,
+    MeanOfUniformGroupNorm,
+    ReductionAlgebra,
+    registry,
+)
 from passes.reduction_algebra import RemoveUnitReduction
+from rewrite import transform
+from rewrite.pipeline import Pipeline
 from tests.passes.blocks import Block
 from tests.passes.pooling import Outcome, agree, rewritten
 from tests.passes.rewriting import assert_exact, rewrite
@@ -121,6 +131,31 @@ def test_a_maximum_whose_place_is_read_stays():
 
     assert not rewritten(build, ReductionAlgebra(), x4).record.commits
     assert not rewritten(build, ReductionAlgebra(), x4[:, :1]).record.commits
+
+
+TIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one of each": lambda x: x.max(2)[0].max(1)[0],
+    "shared in two steps": lambda x: x.amin(2).amin(1),
+    "of a reshape": lambda x: x.flatten(1).min(1)[0],
+    "of an activation": lambda x: x.sigmoid().max(1)[0],
+    "one of each, then shared": lambda x: x.max(2)[0].amax(1),
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_elements_that_tie_share_the_gradient_as_before(name: str):
+    x = torch.tensor([1.0, 1, 0, 0, 1, 0, 0, 1]).reshape(1, 2, 4).repeat(2, 1, 1)
+    model = Block(lambda self, x: TIES[name](x) * self.layer.weight[0, 0], layer=nn.Linear(1, 1, bias=False))
+    steps = HoistPooling(), CommutePooling(), ReductionAlgebra()
+    found = transform(model, x, Pipeline(steps))
+    gradients = []
+    for function in (model, found):
+        given = x.clone().requires_grad_()
+        function(given).sum().backward()
+        gradients.append(given.grad)
+    assert torch.equal(*gradients)
+    assert any("where elements tie" in refusal.reason for refusal in found.report.refusals())
+    assert sum(len(rewrite(model.eval(), step, x).record.commits) for step in steps) == 1
 
 
 def test_whole_numbers_are_summed_exactly():
@@ -234,6 +269,20 @@ def test_the_mean_of_a_group_norm_of_vectors():
     assert_exact(result, model, x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("parameters", ["narrow", "wide"])
+def test_the_mean_of_a_group_norm_in_sixteen_bits_is_as_exact_as_the_norm(dtype: torch.dtype, parameters: str):
+    # a variance of 600 squared is infinite in float16, and means of 5000 hold no digit behind the point
+    model = Normed().scattered().eval().to(dtype if parameters == "narrow" else torch.float32)
+    x = (5000 + 600 * torch.randn(4, 6, 8, 8)).to(dtype)
+    result = rewrite(model, ReductionAlgebra(), x)
+    assert "group_norm" not in result.operators
+    with torch.no_grad():
+        expected, found = copy.deepcopy(model).double()(x.double()), result.graph.to_module()(x)
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() <= 2 * torch.finfo(dtype).eps
+
+
 def test_a_group_norm_that_is_not_finite_has_no_finite_mean():
     model = Normed().scattered().eval()
     result = rewrite(model, ReductionAlgebra(), image)
@@ -270,6 +319,19 @@ def test_a_uniform_scale_leaves_the_mean_of_the_shift(affine: bool, keepdim: boo
     assert set(result.operators) <= {"sym_size", "new_full", "add"}
     assert_exact(result, model, image)
     assert torch.allclose(result.graph.to_module()(image[:1]), model(image[:1]), atol=1e-6)
+
+
+def test_the_mean_of_an_empty_batch_is_no_number():
+    model = Normed(batch=True).eval()
+    reason = "it is NaN for a batch of none, of which it takes the mean"
+    assert rewrite(model, MeanOfUniformGroupNorm(finite=True), image).reasons == [reason]
+    outcome = rewritten(lambda p, x: p(aten.mean.default, p(aten.sub.Tensor, x, x)), ReductionAlgebra(finite=True), x4)
+    assert reason in outcome.reasons
+    assert outcome.run(x4[:0]).isnan()
+    fixed = rewritten(
+        lambda p, x: p(aten.mean.default, p(aten.sub.Tensor, x, x)), ReductionAlgebra(finite=True), x4, dynamic=False
+    )
+    assert fixed.operators == ["new_full"]
 
 
 def test_a_uniform_scale_is_dropped_only_where_that_is_asked_for():
