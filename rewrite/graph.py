@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 
 from rewrite import compat
 from rewrite.errors import GraphError
+from rewrite.example import KEY as EXAMPLE
 from rewrite.weights import Evaluator, WeightProgram
 
 if TYPE_CHECKING:
@@ -201,6 +202,8 @@ class Graph:
         """
         tensors = {**self.weights, **(weights or {})}
         nodes = self.copy().fx
+        for node in nodes.find_nodes(op="placeholder"):
+            node.meta.pop(EXAMPLE, None)
         output = nodes.output_node()
         values = list(output.args[0])  # type: ignore[arg-type]
         count = self.signature.outputs

@@ -4,7 +4,8 @@ r"""Affine maps before layers, into their weights and biases.
 
 The map goes where all that read it are layers; operators that only move channels may stand between. What is left is
 one operator less. A convolution that pads with zeros sees them where the map would have given ``s``, so it takes a
-scale and no shift.
+scale and no shift. A shift of the model's input that takes most of it away stays too
+(:mod:`passes.fold_affine.cancellation`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch.fx import Node
 
 from passes import affine
+from passes.fold_affine.cancellation import cancellation
 from passes.fold_affine.channels import Channels, Move, along, through
 from passes.fold_affine.moves import passes
 from passes.fold_affine.region import results
@@ -184,6 +186,7 @@ class Before(Rule, abstract=True):
         refusal = refusal or _first(affine.layer_refusal(graph, reader.layer) for reader in found.layers)
         refusal = refusal or found.refusal or misaligned
         refusal = refusal or _first(self.unfit(graph, mapped, reader) for reader in found.layers)
+        refusal = refusal or cancellation(graph, mapped)
         nodes = tuple(sorted({*mapped.view.nodes, *found.nodes}))
         if refusal is not None:
             return Miss(self.name, mapped.node, refusal, nodes)

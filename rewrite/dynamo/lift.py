@@ -18,6 +18,7 @@ from rewrite.dynamo.autocast import effective_autocast, explicit_autocast
 from rewrite.dynamo.floats import without_floats
 from rewrite.dynamo.gradients import detach_regions
 from rewrite.dynamo.hidden_writes import decline_hidden_writes
+from rewrite.example import remember
 from rewrite.provenance import location
 from rewrite.trace import build, normalize
 from rewrite.trace.errors import place
@@ -102,6 +103,8 @@ def lift(module: GraphModule, examples: Sequence[Any]) -> Lifted:
         graph = normalize(build(GraphModule(tensors, traced.graph), [argument.recorded for argument in inputs]))
         graph.check()
     graph.differentiated = differentiate
+    pairs = zip(arguments, examples, strict=True)
+    remember(graph, [example for argument, example in pairs if not argument.is_weight])
     return Lifted(graph, arguments, recorded, differentiate, results, returned)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from rewrite import compat
 from rewrite.errors import CaptureError, GraphError
 from rewrite.events import emit
+from rewrite.example import remember
 from rewrite.provenance import location
 from rewrite.trace import guard, twin
 from rewrite.trace.batch import plans, squeezes_batch
@@ -87,6 +88,7 @@ def capture(
             refuse_hidden_writes(model, args, kwargs)
         graph, plan, notes, decided = _trace(model, args, kwargs, rehearsal, training)
         graph.differentiated = training
+        remember(graph, flat)
         one_row = takes_one_row(model, graph, args, kwargs)
     notes += _state_notes(rehearsal) + _constant_notes(graph, flat) + _container_notes(model, graph, training)
     if not one_row:

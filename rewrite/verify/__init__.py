@@ -15,7 +15,7 @@ and :func:`verify_recorded` a program against outputs that it gave before.
 """
 
 from rewrite.verify.match import MatchVerifier
-from rewrite.verify.model import sample_of, verify_model, verify_recorded
+from rewrite.verify.model import narrowed, sample_of, verify_model, verify_recorded
 from rewrite.verify.whole import compare_whole, verify_whole
 
-__all__ = ["MatchVerifier", "compare_whole", "sample_of", "verify_model", "verify_recorded", "verify_whole"]
+__all__ = ["MatchVerifier", "compare_whole", "narrowed", "sample_of", "verify_model", "verify_recorded", "verify_whole"]

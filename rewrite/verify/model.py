@@ -86,7 +86,7 @@ def verify_model(
     """
     started = time.perf_counter()
     flat, spec = compat.tree_flatten((tuple(args), dict(kwargs or {})))
-    flat = _narrowed(graph, flat)
+    flat = narrowed(graph, flat)
     with torch.no_grad():
         expected, found = _call(source, graph, flat, spec), _call(program, graph, flat, spec)
         failure = _structure(expected, found) or _sharing(graph, expected, found, list(weights))
@@ -153,7 +153,7 @@ def _call(function: Callable[..., Any], graph: Graph, flat: Sequence[Any], spec:
     return _Call(inputs, outputs, out_spec, clones(state))
 
 
-def _narrowed(graph: Graph, flat: Sequence[Any]) -> list[Any]:
+def narrowed(graph: Graph, flat: Sequence[Any]) -> list[Any]:
     """The inputs with a free batch cut to its first rows."""
     batch = Batch(batch_symbols(graph), ROWS)
     pairs = zip(graph.inputs, flat, strict=True)
@@ -168,7 +168,7 @@ def sample_of(graph: Graph, flat: Sequence[Any]) -> tuple[Any, ...]:
     copies: dict[int, Any] = {}
     return tuple(
         copies.setdefault(id(leaf), leaf.detach().clone()) if isinstance(leaf, Tensor) else leaf
-        for leaf in _narrowed(graph, flat)
+        for leaf in narrowed(graph, flat)
     )
 
 
