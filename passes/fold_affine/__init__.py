@@ -8,6 +8,7 @@ r"""Constant affine maps of each channel, folded into the layers beside them.
 - :mod:`~passes.fold_affine.vectors`: coefficients over a layer's channels, as weight algebra.
 - :mod:`~passes.fold_affine.region`: what else reads the layer, and must not notice.
 - :mod:`~passes.fold_affine.behind` and :mod:`~passes.fold_affine.before`: a map behind a layer, or before layers.
+- :mod:`~passes.fold_affine.cancellation`: why a shift of the model's input may have to stay.
 - :mod:`~passes.fold_affine.batch_norm`, :mod:`~passes.fold_affine.layer_scale`, :mod:`~passes.fold_affine.shift`,
   :mod:`~passes.fold_affine.norm_affine`, :mod:`~passes.fold_affine.bias_map`: the rules.
 
