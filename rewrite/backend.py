@@ -31,6 +31,7 @@ from rewrite.pipeline import Pipeline, rules_of
 from rewrite.provenance import entry, module_path
 from rewrite.recipe import Recipe
 from rewrite.report import Report
+from rewrite.strides import note as strides_note
 from rewrite.versions import versions
 
 if TYPE_CHECKING:
@@ -184,8 +185,9 @@ class _Job:
             "lowering": time.perf_counter() - verified,
         }
         report = Report(
-            self.name, str(recipe.pipeline), records, count(original), count(graph), verdict, split, (), versions()
-        )
+            self.name, str(recipe.pipeline), records, count(original), count(graph), verdict, split,
+            strides_note(graph), versions(),
+        )  # fmt: skip
         self._remember(lifted.differentiate, report)
         commits = sum(len(record.commits) for record in records)
         emit("graph-compiled", f"{self.name}: {self.operators} operators, {commits} rewrites", graph=self.name,

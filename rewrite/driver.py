@@ -16,6 +16,7 @@ from rewrite.provenance import describe, place
 from rewrite.repro import Repro
 from rewrite.rule import Match, Miss
 from rewrite.search import search
+from rewrite.strides import Strides
 from rewrite.verdict import Verdict
 from rewrite.weights import is_algebra
 
@@ -173,12 +174,13 @@ class Driver:
         self.records: list[StepRecord] = []
 
     def run(self, steps: Iterable[Step]) -> list[StepRecord]:
-        """Run the steps in order.
+        """Run the steps in order, then copy what would have other strides than before where somebody sees them.
 
         Raises:
             CycleError: rules undo each other.
             PlanError: the strategy replays a plan, and it does not fit.
         """
+        strides = Strides.of(self.graph)
         for step in steps:
             record = StepRecord(step_text(step))
             self.records.append(record)
@@ -191,6 +193,8 @@ class Driver:
             record.seconds = time.perf_counter() - started
             for listener in self.listeners:
                 listener.step_finished(record, self.graph)
+        if self.commits:
+            strides.restore(self.graph)
         return self.records
 
     @property

@@ -12,6 +12,7 @@ from rewrite.cost import count
 from rewrite.plan import Plan
 from rewrite.report import Report
 from rewrite.result import Program
+from rewrite.strides import note as strides_note
 from rewrite.versions import versions
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Rewriting:
             graph = captured.graph.copy()
             records = recipe.apply(graph)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
-        return cls(captured, recipe, graph, records, time.perf_counter() - started, notes)
+        return cls(captured, recipe, graph, records, time.perf_counter() - started, (*notes, *strides_note(graph)))
 
     @property
     def commits(self) -> list[Commit]:
