@@ -244,7 +244,7 @@ class _Restoring:
 
     def insert(self, source: Node, chain: Iterable[_Call], before: Node) -> Node:
         """The operators of a way to copy, put before a node."""
-        meta = {key: source.meta[key] for key in ("stack_trace", "nn_module_stack") if key in source.meta}
+        meta: dict[str, Any] = {key: source.meta[key] for key in ("stack_trace", "nn_module_stack") if key in source.meta}
         meta[KEY] = Origin(RESTORED, next(self.number), (source.name,))
         for target, args, kwargs in chain:
             with self.graph.fx.inserting_before(before):

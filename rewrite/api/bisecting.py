@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rewrite.driver import Commit
+    from rewrite.driver import Commit, StepRecord
     from rewrite.graph import Graph
     from rewrite.pipeline import Step
     from rewrite.recipe import Recipe, Verify
@@ -228,10 +228,9 @@ class _Bisector:
 
     def __init__(self, captured: Capture, recipe: Recipe, judge: Judge, progress: Callable[[Trial], None] | None):
         self.captured, self.recipe, self.judge, self.progress = captured, recipe, judge, progress
-        self.whole = Rewriting.of(captured, recipe)
-        self.total = len(self.whole.commits)
         self.programs = _Programs()
-        self.programs.know(self.total, self.whole.graph)
+        self.whole = Rewriting.of(captured, replace(recipe, listeners=(*recipe.listeners, self.programs)))
+        self.total = len(self.whole.commits)
         self.trials: list[Trial] = []
         self.low: int | None = None
         self.high: int | None = None
@@ -278,12 +277,14 @@ class _Bisector:
             raise _unstable(reason_of(error)) from error
         if len(rewriting.commits) != recipe.fuel:
             raise _unstable(f"there are {len(rewriting.commits)} instead of {recipe.fuel}")
-        self.programs.know(recipe.fuel, rewriting.graph)
         return rewriting
 
 
 class _Programs(Listener):
-    """Compares the programs of several runs after the same number of rewrites."""
+    """Compares the programs of several runs after the same number of rewrites.
+
+    Not their results: to these belong copies that keep the strides of what is returned.
+    """
 
     def __init__(self) -> None:
         self._digests: dict[int, str] = {}
@@ -296,6 +297,10 @@ class _Programs(Listener):
         if commit.number in self._digests:
             assert self._graph is not None
             self.know(commit.number, self._graph)
+
+    def step_finished(self, record: StepRecord, graph: Graph) -> None:
+        if record.commits:
+            self.know(record.commits[-1].number, graph)
 
     def know(self, number: int, graph: Graph) -> None:
         """The program after so many rewrites.
