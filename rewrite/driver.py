@@ -181,6 +181,7 @@ class Driver:
             PlanError: the strategy replays a plan, and it does not fit.
         """
         strides = Strides.of(self.graph)
+        released = strides.release(self.graph)
         for step in steps:
             record = StepRecord(step_text(step))
             self.records.append(record)
@@ -193,7 +194,7 @@ class Driver:
             record.seconds = time.perf_counter() - started
             for listener in self.listeners:
                 listener.step_finished(record, self.graph)
-        if self.commits:
+        if self.commits or released:
             strides.restore(self.graph)
         return self.records
 

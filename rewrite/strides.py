@@ -90,6 +90,17 @@ class Strides:
         outputs = [values.get(value) if isinstance(value, Node) else None for value in graph.outputs]
         return cls({node: _operands(node) for node in graph.calls()}, values, outputs)
 
+    def release(self, graph: Graph) -> bool:
+        """Take the copies of an earlier run out, for other rewrites may make them superfluous; whether there are any.
+
+        :meth:`restore` brings back those that are needed still.
+        """
+        made = [node for node in graph.calls() if _is_restoring(node)]
+        for node in made:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+        graph.eliminate_dead()
+        return bool(made)
+
     def restore(self, graph: Graph) -> None:
         """Record values anew behind what was rewritten, and copy what is seen to the strides that it had.
 
@@ -172,37 +183,33 @@ class _Restoring:
     # -- copies -------------------------------------------------------------------------------------------------------
 
     def repair(self, node: Node, wanted: Tensor) -> None:
-        """Copy a returned value, or with others what they all are views of."""
-        own = roots(node)
+        """Copy a returned value, or what it and others are views of, so that these still are views of one another."""
+        own = set(roots(node))
         if any(root.op != "call_function" for root in own):
             return
-        if any(other is not node and not set(own).isdisjoint(roots(other)) for other, _ in self.returned()):
-            if len(own) == 1:
-                self.repair_root(own[0])
-            return
-        output = self.graph.output
-        copied = self.copy(node, wanted, output)
-        if copied is not None:
-            # a written state may be the same value
-            values = self.graph.outputs
-            user = self.graph.signature.outputs
-            values[:user] = [copied if value is node else value for value in values[:user]]
-            output.args = (tuple(values),)
-            self.graph.touch()
-
-    def repair_root(self, root: Node) -> None:
-        """Copy the one value of which several results are views, in a layout that is right for all of them."""
-        family = [(node, wanted) for node, wanted in self.returned() if roots(node) == [root]]
-        for chain in self.layouts(root.meta["val"], self.before.values.get(root)):
-            values = {root: self.result(root.meta["val"], chain)}
-            if all(self.viewed(node, values) and same_strides(values[node], wanted) for node, wanted in family):
-                readers = [user for user in root.users if user.op != "output" or any(root is n for n, _ in family)]
-                copied = self.insert(root, chain, root.next)
-                for reader in readers:
-                    reader.replace_input_with(root, copied)
-                self.graph.touch()
-                self.record()
+        family = {other: then for other, then in self.returned() if not own.isdisjoint(roots(other))}
+        link: Node | None = node
+        while link is not None:
+            then = wanted if link is node else self.before.values.get(link)
+            if any(self.copy_link(link, chain, family) for chain in self.layouts(link.meta["val"], then)):
                 return
+            sources = alias_sources(link)
+            link = sources[0] if len(sources) == 1 else None
+
+    def copy_link(self, link: Node, chain: list[_Call], family: dict[Node, Any]) -> bool:
+        """Let results be views of a copy of what they are views of, if that has the strides for all of them."""
+        values = {link: self.result(link.meta["val"], chain)}
+        if not all(self.viewed(node, values) and same_strides(values[node], then) for node, then in family.items()):
+            return False
+        readers = [user for user in link.users if user in values]
+        copied = self.insert(link, chain, self.graph.output if family.keys() == {link} else link.next)
+        for reader in readers:
+            reader.replace_input_with(link, copied)
+        user, results = self.graph.signature.outputs, self.graph.outputs
+        results[:user] = [copied if result is link else result for result in results[:user]]  # not a written state
+        self.graph.output.args = (tuple(results),)
+        self.record()
+        return True
 
     def viewed(self, node: Node, values: dict[Node, Any]) -> bool:
         """Add the value of a view to those of what it is a view of; False where it cannot be told."""
@@ -244,7 +251,8 @@ class _Restoring:
 
     def insert(self, source: Node, chain: Iterable[_Call], before: Node) -> Node:
         """The operators of a way to copy, put before a node."""
-        meta: dict[str, Any] = {key: source.meta[key] for key in ("stack_trace", "nn_module_stack") if key in source.meta}
+        known = dict(source.meta)
+        meta: dict[str, Any] = {key: known[key] for key in ("stack_trace", "nn_module_stack") if key in known}
         meta[KEY] = Origin(RESTORED, next(self.number), (source.name,))
         for target, args, kwargs in chain:
             with self.graph.fx.inserting_before(before):
