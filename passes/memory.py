@@ -12,6 +12,7 @@ from rewrite.graph import fake_call
 from rewrite.ops import Reshape, value, view_as
 from rewrite.provenance import called
 from rewrite.rule import Refusal
+from rewrite.strides import reads_strides
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from rewrite.graph import Graph
 
 aten = torch.ops.aten
-
-_READS_STRIDES = frozenset({
-    aten.as_strided.default, aten.view.default, aten.view.dtype, aten.view_as_complex.default,
-})  # fmt: skip
 
 
 def same_strides(a: Node, b: Node) -> bool:
@@ -89,7 +86,7 @@ def layout_refusal(
             if reader.op == "output":
                 return Refusal("the model returns a value in a layout that it asks for", node,
                                f"leave the memory format out of {called(node)}")  # fmt: skip
-            if _reads_strides(reader):
+            if reads_strides(reader):
                 return Refusal("asks for a layout on which another operator depends", reader,
                                f"call {called(reader)} on what does not depend on strides")  # fmt: skip
     if same_strides(source, node):
@@ -105,7 +102,7 @@ def layout_refusal(
 
 def reader_of_strides(node: Node) -> Node | None:
     """What sees the strides of a value or of a view of it: the graph's output, or an operator that depends on them."""
-    return next((reader for reader in sorted(readers(node)) if reader.op == "output" or _reads_strides(reader)), None)
+    return next((reader for reader in sorted(readers(node)) if reader.op == "output" or reads_strides(reader)), None)
 
 
 def restored_strides(g: Builder, old: Node, new: Node) -> Node:
@@ -122,12 +119,6 @@ def restored_strides(g: Builder, old: Node, new: Node) -> Node:
 
 def _drop(node: Node) -> str:
     return f"leave {called(node)} out of the model, where rounding may be that of other strides"
-
-
-def _reads_strides(node: Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return node.target in _READS_STRIDES or node.target.namespace != "aten"
 
 
 def _reshapes_alike(graph: Graph, source: Node, reshape: Node) -> bool:

@@ -10,7 +10,6 @@ import torch
 
 from passes import affine
 from passes.convolve import convolution_refusal, convolve
-from passes.memory import restored_strides
 from passes.reparameterize.embed import embedded
 from passes.reparameterize.kernels import Taps, union
 from rewrite.ops import Concatenation, Convolution, Piece, Slice, value, view, view_as
@@ -96,7 +95,7 @@ class MergeSupport(Rule):
             x = g(aten.slice.Tensor, x, 1, parts[0].start, parts[-1].stop)
         y = convolve(g, x, g(aten.cat.default, kernels), bias, stride=model.stride, groups=channels,
                      padding=[(tap.low, tap.high) for tap in taps], dilation=[tap.step for tap in taps])  # fmt: skip
-        return restored_strides(g, match.anchor, y)
+        return y
 
 
 def _parts(cat: Concatenation) -> list[Part]:

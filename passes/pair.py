@@ -11,7 +11,6 @@ from torch import fx
 
 from passes import affine, compose, layout
 from passes.costs import Cost, groups, weight_bytes, width
-from passes.memory import restored_strides
 from rewrite.flops import Sizes, flops
 from rewrite.ops import Convolution, Copy, Linear, Pad, Permute, Reshape, value, view, view_as
 from rewrite.provenance import called, function_name
@@ -204,7 +203,7 @@ class Pair:
         else:
             merged = compose.like(g, first, first.input, weight, bias, groups)
             result = self._replayed(g, merged, width(second)[1])
-        return restored_strides(g, second.node, result)
+        return result
 
     def _replayed(self, g: Builder, x: Node, channels: int) -> Node:
         """What stands between, over another value of so many channels."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes.convolve import convolution_refusal, convolve, sizes_refusal, spatial_sizes
-from passes.memory import restored_strides
 from rewrite.ops import Convolution, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -91,4 +90,4 @@ class PatchesAsLinear(Rule):
             x = g(aten.reshape.default, x, [-1, *counts, depth])
             weight = g(aten.reshape.default, conv.weight, [conv.out_channels, depth])
             y = g(aten.permute.default, g(aten.linear.default, x, weight, conv.bias), [0, n + 1, *range(1, n + 1)])
-        return restored_strides(g, conv.node, y)
+        return y

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes.convolve import convolution_refusal, convolve, dtype_refusal, sizes_refusal
-from passes.memory import restored_strides
 from rewrite.ops import Convolution, Linear, value, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -60,7 +59,7 @@ class LinearAsConvolution(Rule):
         weight = g(aten.t.default, layer.weight) if layer.stored_transposed else layer.weight
         weight = g(aten.reshape.default, weight, [layer.out_features, layer.in_features, *[1] * n])
         y = convolve(g, x, weight, layer.bias, stride=[1] * n, padding=[(0, 0)] * n, dilation=[1] * n)
-        return restored_strides(g, layer.node, g(aten.permute.default, y, [0, *range(2, n + 2), 1]))
+        return g(aten.permute.default, y, [0, *range(2, n + 2), 1])
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class ConvolutionAsLinear(Rule):
         x = g(aten.permute.default, x, [0, *range(2, n + 2), 1])
         weight = g(aten.reshape.default, conv.weight, [conv.out_channels, conv.in_channels])
         y = g(aten.linear.default, x, weight, conv.bias)
-        return restored_strides(g, conv.node, g(aten.permute.default, y, [0, n + 1, *range(1, n + 1)]))
+        return g(aten.permute.default, y, [0, n + 1, *range(1, n + 1)])
 
 
 def _as_linear_refusal(conv: Convolution) -> Refusal | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes.convolve import convolution_refusal, convolve, sizes_refusal, spatial_sizes
-from passes.memory import restored_strides
 from rewrite.ops import Convolution, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -74,7 +73,7 @@ class SpaceToBatch(Rule):
         y = g(aten.reshape.default, y, [-1, conv.out_channels, *whole])
         for d, (size, wanted) in enumerate(zip(whole, outputs, strict=True), start=2):
             y = y if size == wanted else g(aten.slice.Tensor, y, d, 0, wanted)
-        return restored_strides(g, conv.node, y)
+        return y
 
 
 def _dilated(conv: Convolution) -> list[int]:

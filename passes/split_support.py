@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes import affine
-from passes.memory import restored_strides
 from passes.taps import axes_of, best_cuts, convolve_part, zero_borders
 from rewrite.errors import PipelineError
 from rewrite.ops import Convolution, Pad, view_as
@@ -126,7 +125,7 @@ class SplitSupport(Rule):
         y = g(aten.cat.default, parts, 1)
         if index is not None:
             y = g(aten.index_select.default, y, 1, g(aten.argsort.default, index))
-        return restored_strides(g, conv.node, y)
+        return y
 
 
 def _is_depthwise(conv: Convolution) -> bool:
