@@ -409,7 +409,10 @@ def test_reshapes_that_mix_what_is_pooled_stay():
 
 
 LAYOUTS: dict[str, tuple[Callable[..., object], list[str]]] = {
-    "permuted": (lambda p, x: p(aten.mean.dim, p(aten.permute.default, x, [0, 3, 2, 1]), [2]), ["mean", "permute"]),
+    "permuted": (
+        lambda p, x: p(aten.mean.dim, p(aten.permute.default, x, [0, 3, 2, 1]), [2]),
+        ["mean", "permute", "clone"],  # for the strides
+    ),
     "permuted, in order": (lambda p, x: p(aten.mean.dim, p(aten.permute.default, x, [2, 3, 0, 1]), [0, 1]), ["mean"]),
     "permuted, kept": (
         lambda p, x: p(aten.amax.default, p(aten.permute.default, x, [0, 2, 3, 1]), [1, 2], True),
