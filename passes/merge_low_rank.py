@@ -125,7 +125,7 @@ def _refusal(graph: Graph, pair: Pair, host: affine.Layer) -> Refusal | None:
     """Why the layers of a pair cannot be a part of another layer."""
     layers = (host, pair.first, pair.second)
     refusal = next(filter(None, (affine.layer_refusal(graph, layer) for layer in layers)), None)
-    refusal = refusal or pair.form_refusal() or pair.border_refusal()
+    refusal = refusal or pair.border_refusal()  # the layer has any padding that the two have
     if refusal is not None:
         return refusal
     mine, whole = compose.reach(host), pair.whole

@@ -387,10 +387,15 @@ def test_weights_that_others_read_are_not_counted_as_saved():
     assert rewrite(build(nn.Linear(8, 6)).eval(), MergeLinear(), torch.randn(3, 8)).record.commits
 
 
-def test_a_kernel_that_depends_on_the_input_is_refused():
-    model = block(
-        lambda self, x: nn.functional.linear(self.a(x), self.b.weight * x.mean()), a=nn.Linear(4, 9), b=nn.Linear(9, 5)
-    )
+VARYING: dict[str, Any] = {
+    "the first": lambda self, x: self.b(nn.functional.linear(x, self.a.weight * x.mean())),
+    "the second": lambda self, x: nn.functional.linear(self.a(x), self.b.weight * x.mean()),
+}
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_a_kernel_that_depends_on_the_input_is_refused(name: str):
+    model = block(VARYING[name], a=nn.Linear(4, 9), b=nn.Linear(9, 5))
     result = rewrite(model.eval(), MergeLinear(), torch.randn(3, 4))
     assert result.reasons == ["the kernel depends on the input"]
 

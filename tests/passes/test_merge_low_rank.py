@@ -68,6 +68,12 @@ MERGED: dict[str, tuple[Block, tuple[int, ...], int]] = {
     "separable kernel": (
         block(beside, host=nn.Conv2d(8, 6, 5, padding=2), a=convs((5, 1), (1, 3), bias=False)), IMAGE, 0,
     ),
+    "padding of one side": (
+        block(beside, host=nn.Conv2d(8, 6, 5, padding=1),
+              a=nn.Sequential(nn.Conv2d(8, 2, 2, padding="same", bias=False), nn.Conv2d(2, 6, 3))),
+        IMAGE,
+        0,
+    ),
     "strided": (
         block(beside, host=nn.Conv2d(8, 6, 3, 2, 1),
               a=nn.Sequential(nn.Conv2d(8, 2, 3, 2, 1), nn.Conv2d(2, 6, 1))),

@@ -142,6 +142,8 @@ APART: dict[str, tuple[Any, dict[str, nn.Module], str]] = {
               {"a": dw(2, 3, 1), "b": dw(3, 3, 1)}, "the branches are not in the order of their channels"),
     "strides": (in_order, {"a": dw(2, 3, stride=2), "b": dw(4, (3, 2), stride=(2, 1), dilation=(1, 5))},
                 "the branches have different strides, (2, 1) and (2, 2)"),
+    "transposed": (in_order, {"a": nn.ConvTranspose2d(2, 2, 3, padding=1, groups=2), "b": dw(4, 3, 1)},
+                   "the convolution is transposed"),
     "a piece that is read elsewhere": (piece_read_twice, {"a": dw(2, 3, 1), "b": dw(4, 3, 1)},
                                        "is also read elsewhere"),
 }  # fmt: skip

@@ -250,6 +250,30 @@ def test_weights_that_others_read_would_be_held_twice():
     assert "others read its weights too, which would be held twice" in result.reasons
 
 
+def test_second_layers_that_others_read_would_be_held_twice():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return x + self.a(x) + self.b(x) + self.b[2](self.c(x)).tanh()
+
+    model = block(forward, a=mlp(3), b=mlp(4), c=nn.Linear(8, 4))
+    result = rewrite(model, MergeWide(), torch.randn(ROWS))
+    assert not result.record.commits
+    assert result.reasons == ["others read its weights too, which would be held twice"]
+
+
+VARYING: dict[str, Callable[[Block, Tensor], Tensor]] = {
+    "first": lambda self, x: self.b[2](F.gelu(F.linear(x, self.b[0].weight * x.mean()))),
+    "second": lambda self, x: F.linear(F.gelu(self.b[0](x)), self.b[2].weight * x.mean()),
+}
+
+
+@pytest.mark.parametrize("which", VARYING)
+def test_a_kernel_that_depends_on_the_input_is_refused(which: str):
+    model = block(lambda self, x: x + self.a(x) + VARYING[which](self, x), a=mlp(3), b=mlp(4))
+    result = rewrite(model, MergeWide(), torch.randn(ROWS))
+    assert not result.record.commits
+    assert result.reasons == ["the kernel depends on the input"]
+
+
 def test_a_branch_that_is_added_twice_is_not_computed_twice():
     def forward(self: Block, x: Tensor) -> Tensor:
         y = self.a(x)
