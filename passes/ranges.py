@@ -1,14 +1,18 @@
 """The interval that the values of a node lie in, by exact interval arithmetic over the operators before it.
 
 A range holds in real arithmetic for every value that is not NaN; rounding may leave it by as much as it errs anyway.
-Endpoints are SymPy numbers: what a program gives as floats is taken as the rational number that it is, and images such
-as ``sigmoid(1/2)`` stay symbols, so that nothing is decided by rounding here. After Moore, Interval Analysis, 1966.
+Endpoints are rational SymPy numbers or infinities, never expressions, which cost without bound to compare: what a
+program gives as floats is taken as the rational number that it is, and irrational images such as ``sigmoid(1/2)`` are
+rounded outward, so that a range may be wider than the values, never narrower, and of one number only where that number
+is exact. After Moore, Interval Analysis, 1966.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -57,6 +61,12 @@ EVERYTHING = Interval(-oo, oo)
 _DEPTH = 8
 """How many operators are looked through; ranges from further away are seldom of interest."""
 
+_BITS = 4096
+"""Longer endpoints, as of powers of powers, are rounded outward to floats."""
+
+_ULPS = 16
+"""So many units in the last place a function of ``math`` is taken to err at most; they err by one or two."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -82,7 +92,7 @@ class Range:
 
     def within(self, interval: Any) -> bool:
         """Whether the range certainly lies in an interval."""
-        return self.interval.is_subset(interval) is True
+        return bool(self.low >= interval.inf and self.high <= interval.sup)
 
 
 def exact(number: float) -> Any:
@@ -94,7 +104,29 @@ def exact(number: float) -> Any:
 
 def between(low: Any, high: Any) -> Any:
     """The closed interval between two numbers."""
-    return Interval(low, high)
+    low, high = sympy.sympify(low), sympy.sympify(high)
+    return Interval(exact(_down(low)) if _is_long(low) else low, exact(_up(high)) if _is_long(high) else high)
+
+
+def _is_long(end: Any) -> bool:
+    return end.is_finite and max(end.p.bit_length(), end.q.bit_length()) > _BITS  # type: ignore[no-any-return]
+
+
+def _down(end: Any) -> float:
+    """The largest float that is not above a number, perhaps minus infinity."""
+    if end in (oo, -oo):
+        return math.inf if end == oo else -math.inf
+    number = Fraction(end.p, end.q)
+    try:
+        near = float(number)
+    except OverflowError:
+        return sys.float_info.max if number > 0 else -math.inf
+    return near if Fraction(near) <= number else math.nextafter(near, -math.inf)
+
+
+def _up(end: Any) -> float:
+    """The smallest float that is not below a number, perhaps infinity."""
+    return -_down(-end)
 
 
 def point(number: float) -> Any:
@@ -161,7 +193,7 @@ def _of_view(found: View, depth: int) -> Range:
             return _image(found.nodes, (below(found.input),), lambda r: _scaled(r, -1))
         case Extreme(larger=larger):
             ranges = below(found.left), below(found.right)
-            pick = sympy.Max if larger else sympy.Min
+            pick: Callable[..., Any] = max if larger else min
             return _image(found.nodes, ranges, lambda a, b: between(pick(a.inf, b.inf), pick(a.sup, b.sup)))
         case Sum(terms=(first, second)):
             if first.node is second.node:
@@ -180,16 +212,16 @@ def _of_view(found: View, depth: int) -> Range:
 
 
 def _clip(r: Any, bounds: Any) -> Any:
-    return between(*(sympy.Min(sympy.Max(end, bounds.inf), bounds.sup) for end in (r.inf, r.sup)))
+    return between(*(min(max(end, bounds.inf), bounds.sup) for end in (r.inf, r.sup)))
 
 
 def _hull(*intervals: Any) -> Any:
-    return between(sympy.Min(*(r.inf for r in intervals)), sympy.Max(*(r.sup for r in intervals)))
+    return between(min(r.inf for r in intervals), max(r.sup for r in intervals))
 
 
 def _scaled(r: Any, factor: Any) -> Any:
     ends = _times(r.inf, factor), _times(r.sup, factor)
-    return between(sympy.Min(*ends), sympy.Max(*ends))
+    return between(min(ends), max(ends))
 
 
 def _times(a: Any, b: Any) -> Any:
@@ -204,7 +236,7 @@ def _added(a: Any, b: Any) -> Any:
 
 def _multiplied(a: Any, b: Any) -> Any:
     products = [_times(x, y) for x in (a.inf, a.sup) for y in (b.inf, b.sup)]
-    return between(sympy.Min(*products), sympy.Max(*products))
+    return between(min(products), max(products))
 
 
 def _term(term: Term, below: Callable[[Node], Range]) -> Range:
@@ -241,22 +273,32 @@ def _reduced(found: Reduction, r: Any) -> Any:
 
 # -- activations ------------------------------------------------------------------------------------------------------
 
-# What does not decrease: the function, and its limits at both infinities.
-_INCREASING: dict[Any, tuple[Callable[[Any], Any], Any, Any]] = {
-    aten.sigmoid.default: (lambda x: 1 / (1 + sympy.exp(-x)), 0, 1),
-    aten.log_sigmoid.default: (lambda x: -sympy.log(1 + sympy.exp(-x)), -oo, 0),
-    aten.hardsigmoid.default: (lambda x: sympy.Min(sympy.Max(x + 3, 0), 6) / 6, 0, 1),
-    aten.tanh.default: (sympy.tanh, -1, 1),
-    aten.erf.default: (sympy.erf, -1, 1),
-    aten.atan.default: (sympy.atan, -sympy.pi / 2, sympy.pi / 2),
-    aten.asinh.default: (sympy.asinh, -oo, oo),
-    aten.exp.default: (sympy.exp, 0, oo),
-    aten.expm1.default: (lambda x: sympy.exp(x) - 1, -1, oo),
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _log_logistic(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x >= 0 else x - math.log1p(math.exp(x))
+
+
+_HALF_PI = Rational(*(math.pi / 2).as_integer_ratio()) + Rational(1, 2**50)  # more than it
+
+# What does not decrease: the function, its value at zero where that is rational, and its limits at both infinities.
+_INCREASING: dict[Any, tuple[Callable[[float], float], Any, Any, Any]] = {
+    aten.sigmoid.default: (_logistic, Rational(1, 2), 0, 1),
+    aten.log_sigmoid.default: (_log_logistic, None, -oo, 0),
+    aten.tanh.default: (math.tanh, 0, -1, 1),
+    aten.erf.default: (math.erf, 0, -1, 1),
+    aten.atan.default: (math.atan, 0, -_HALF_PI, _HALF_PI),
+    aten.asinh.default: (math.asinh, 0, -oo, oo),
+    aten.exp.default: (math.exp, 1, 0, oo),
+    aten.expm1.default: (math.expm1, 0, -1, oo),
 }
 
 # What is bounded below by its only minimum; the irrational ones are rounded down.
 _LEAST: dict[Any, Any] = {
-    aten.abs.default: 0, aten.square.default: 0, aten.softplus.default: 0, aten.hardswish.default: Rational(-3, 8),
+    aten.abs.default: 0, aten.square.default: 0, aten.hardswish.default: Rational(-3, 8),
     aten.silu.default: Rational(-2785, 10000), aten.gelu.default: Rational(-171, 1000),
     aten.mish.default: Rational(-3089, 10000),
 }  # fmt: skip
@@ -268,11 +310,14 @@ def _activated(act: Activation, r: Any) -> Any:
     if not all(math.isfinite(number) for number in given.values() if isinstance(number, float)):
         return EVERYTHING
     if target in _INCREASING:
-        function, low, high = _INCREASING[target]
-        return between(low if r.inf == -oo else function(r.inf), high if r.sup == oo else function(r.sup))
+        return between(_end(target, r.inf, upper=False), _end(target, r.sup, upper=True))
+    if target is aten.hardsigmoid.default:
+        return between(*(min(max(end + 3, 0), 6) / sympy.Integer(6) for end in (r.inf, r.sup)))
+    if target is aten.softplus.default:
+        return _softplus(exact(given["beta"]), exact(given["threshold"]), r)
     if target in _LEAST:
         if r == between(0, 0):
-            return between(*[sympy.log(2) / exact(given["beta"]) if target is aten.softplus.default else 0] * 2)
+            return r
         # from zero on they do not decrease, nor become negative
         return between(0 if r.inf >= 0 else _LEAST[target], oo)
     if target in (aten.sin.default, aten.cos.default):
@@ -283,9 +328,32 @@ def _activated(act: Activation, r: Any) -> Any:
     if target is aten.elu.default and act.monotone and r.inf < 0:
         return between(-exact(given["alpha"]) * exact(given["scale"]), oo)
     if target is aten.threshold.default:
-        kept = between(sympy.Max(exact(given["threshold"]), r.inf), sympy.Max(exact(given["threshold"]), r.sup))
+        kept = between(max(exact(given["threshold"]), r.inf), max(exact(given["threshold"]), r.sup))
         return _hull(kept, point(given["value"]))
     return EVERYTHING
+
+
+def _end(target: Any, end: Any, upper: bool) -> Any:
+    """An end of the image of an interval under a function that does not decrease, rounded outward."""
+    function, at_zero, low, high = _INCREASING[target]
+    if end == 0 and at_zero is not None:
+        return at_zero
+    x = _up(end) if upper else _down(end)
+    if math.isinf(x):
+        return high if upper else low
+    try:
+        y = function(x)
+    except OverflowError:  # of exponentials, so it is above every float
+        return oo if upper else exact(sys.float_info.max)
+    margin = _ULPS * exact(math.ulp(y))
+    return min(exact(y) + margin, high) if upper else max(exact(y) - margin, low)
+
+
+def _softplus(beta: Any, threshold: Any, r: Any) -> Any:
+    """``x`` where ``beta * x`` is above the threshold, otherwise ``log(1 + exp(beta * x)) / beta``."""
+    if beta <= 0:
+        return EVERYTHING
+    return between(0 if r.inf >= 0 else min(0, threshold / beta), oo)
 
 
 def unchanged(act: Activation) -> Any:

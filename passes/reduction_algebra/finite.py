@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from passes import reductions
 from passes.ranges import value_range
 from passes.reduction_algebra.fills import filled, source_of
-from rewrite.ops import Fill, is_tensor, reduction, view
+from rewrite.ops import Fill, is_tensor, reduction, value, view
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 if TYPE_CHECKING:
@@ -44,8 +46,8 @@ class FillDegenerate(Rule):
             if not is_tensor(node) or isinstance(view(node), Fill) or graph.is_constant(node):
                 continue
             found = value_range(node)
-            if not found.nodes or found.low != found.high:
-                continue
+            if not found.nodes or found.low != found.high or abs(found.low) > torch.finfo(value(node).dtype).max:
+                continue  # a number that the dtype has not is an infinity of the model's
             yield self._look(graph, node, found.low, tuple(sorted(found.nodes)))
 
     def _look(self, graph: Graph, node: Node, number: Any, nodes: tuple[Node, ...]) -> Match | Miss:

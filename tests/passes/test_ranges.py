@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sympy import Interval, Rational, exp, oo
+from sympy import Interval, Rational, oo
 from torch.fx import Node
 
 from passes.ranges import value_range
@@ -35,9 +35,13 @@ UNARY: dict[str, Callable[[Program, Node], Node]] = {
     "leaky negative": lambda p, x: p(aten.leaky_relu.default, x, -0.25),
     "elu scaled": lambda p, x: p(aten.elu.default, x, 0.5, 1.5, 2.0),
     "hardtanh": lambda p, x: p(aten.hardtanh.default, x, -0.5, 0.75),
+    "far": lambda p, x: p(aten.clamp.default, x, -1e4, 1e4),
+    "unit": lambda p, x: p(aten.clamp.default, x, 0.0, 1.0),
     "clamp low": lambda p, x: p(aten.clamp_min.default, x, -0.25),
     "clamp high": lambda p, x: p(aten.clamp_max.default, x, 0.5),
     "threshold": lambda p, x: p(aten.threshold.default, x, 0.25, -2.0),
+    "softplus early": lambda p, x: p(aten.softplus.default, x, 1.0, -0.5),
+    "softplus mirrored": lambda p, x: p(aten.softplus.default, x, -1.0),
     "softmax": lambda p, x: p(aten.softmax.int, x, 1),
     "log softmax": lambda p, x: p(aten.log_softmax.int, x, 2),
     "softmax of one": lambda p, x: p(aten.softmax.int, p(aten.unsqueeze.default, x, 0), 0),
@@ -112,12 +116,14 @@ def of(build: Callable[[Program, Node], Node]) -> Any:
 KNOWN: dict[str, tuple[Callable[[Program, Node], Node], Any]] = {
     "an input": (lambda p, x: x, Interval(-oo, oo)),
     "a half of a rectified": (lambda p, x: UNARY["sigmoid"](p, UNARY["relu"](p, x)), Interval(Rational(1, 2), 1)),
-    "a logistic of six": (
-        lambda p, x: UNARY["sigmoid"](p, UNARY["relu6"](p, x)),
-        Interval(Rational(1, 2), 1 / (1 + exp(-6))),
+    "a sum of linear steps": (
+        lambda p, x: UNARY["hardsigmoid"](p, p(aten.clamp.default, x, -1.0, 1.0)),
+        Interval(Rational(1, 3), Rational(2, 3)),
     ),
+    "an exponential of zero": (lambda p, x: UNARY["exp"](p, UNARY["nothing"](p, x)), Interval(1, 1)),
     "a tenth": (lambda p, x: p(aten.clamp.default, x, 0.1, 0.1), Interval(*[Rational(*(0.1).as_integer_ratio())] * 2)),
     "counted": (lambda p, x: p(aten.sum.dim_IntList, UNARY["tanh"](p, x), [1, 2]), Interval(-12, 12)),
+    "joined alone": (lambda p, x: p(aten.cat.default, [UNARY["relu6"](p, x)], 1), Interval(0, 6)),
     "unknown": (lambda p, x: p(aten.cumsum.default, UNARY["relu"](p, x), 1), Interval(-oo, oo)),
     "whole numbers": (lambda p, x: p(aten.argmax.default, x, 1), Interval(-oo, oo)),
 }
@@ -127,6 +133,82 @@ KNOWN: dict[str, tuple[Callable[[Program, Node], Node], Any]] = {
 def test_ranges_are_exact_numbers(name: str):
     build, interval = KNOWN[name]
     assert of(build) == interval
+
+
+def clamps(low: float | None, high: float | None, *names: str) -> Callable[[Program, Node], Node]:
+    def build(p: Program, x: Node) -> Node:
+        x = p(aten.clamp.default, x, low, high)
+        for name in names:
+            x = UNARY[name](p, x)
+        return x
+
+    return build
+
+
+IRRATIONAL: dict[str, tuple[tuple[float, float], str, tuple[str, str]]] = {
+    # a clamp, a function of it, and digits below and above its ends
+    "logistic": ((-2.0, 6.0), "sigmoid", ("0.11920292202211755594", "0.99752737684336522567")),
+    "a logistic far out": ((-1e4, 1e4), "sigmoid", ("0", "1")),
+    "log of a logistic": ((-3.0, 3.0), "log_sigmoid", ("-3.0485873515737420589", "-0.048587351573742058759")),
+    "hyperbolic tangent": ((-1.0, 1000.0), "tanh", ("-0.76159415595576488812", "1")),
+    "error function": ((-0.5, 2.0), "erf", ("-0.52049987781304653768", "0.99532226501895273416")),
+    "arcus tangent": ((-1.0, 1e9), "atan", ("-0.78539816339744830962", "1.5707963257948966192")),
+    "arsinh": ((-1.0, 1e300), "asinh", ("-0.88137358701954302523", "691.46867507877366520")),
+    "exponential": ((-1.0, 1.0), "exp", ("0.36787944117144232160", "2.7182818284590452354")),
+    "exponential less one": ((-1e-9, 1e-9), "expm1", ("-9.9999999950000000017e-10", "1.0000000005000000002e-9")),
+}
+
+
+@pytest.mark.parametrize("name", IRRATIONAL)
+def test_irrational_images_are_rounded_outward(name: str):
+    bounds, function, digits = IRRATIONAL[name]
+    found = of(clamps(*bounds, function))
+    for end, text, sign in zip((found.inf, found.sup), digits, (-1, 1), strict=True):
+        assert end.is_Rational
+        assert 0 <= (end - Rational(text)) * sign <= abs(Rational(text)) * Rational(1, 10**14) + Rational(1, 10**300)
+
+
+NESTED: dict[str, tuple[Callable[[Program, Node], Node], Any]] = {
+    "an exponential of minus one": (clamps(-1e9, 1e9, "neg", "exp", "neg", "exp"), Interval(0, 1)),
+    "an exponential of one": (clamps(None, 1e9, "exp", "exp"), Interval(1, oo)),
+    "four exponentials": (clamps(None, 6, "exp", "exp", "exp", "exp"), Interval(0, oo)),
+    "an exponential above all floats": (
+        clamps(1e4, 2e4, "exp", "log_sigmoid"),
+        Interval(-Rational(5e-324), 0),
+    ),
+    "many squares": (
+        lambda p, x: (y := clamps(0.1, 0.7)(p, x), [y := p(aten.mul.Tensor, y, y) for _ in range(7)])[1][-1],
+        Interval(0, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_functions_cost_no_more_than_numbers(name: str):
+    build, hull = NESTED[name]
+    found = of(build)
+    assert all(end.is_Rational or end in (oo, -oo) for end in (found.inf, found.sup))
+    assert all(end.is_infinite or end.p.bit_length() + end.q.bit_length() < 10_000 for end in (found.inf, found.sup))
+    assert found.is_subset(hull.union(Interval(hull.inf - Rational(1, 10**300), hull.sup)))
+
+
+def test_a_rounded_number_is_no_range_of_one_number():
+    for name in ("exp", "tanh", "erf", "atan", "asinh", "expm1", "sigmoid", "log_sigmoid"):
+        found = of(clamps(1.0, 1.0, name))
+        assert found.inf < found.sup
+    # the same number twice, too long to be kept
+    found = of(lambda p, x: (y := clamps(0.1, 0.1)(p, x), [y := p(aten.mul.Tensor, y, y) for _ in range(7)])[1][-1])
+    assert found.inf < Rational(*(0.1).as_integer_ratio()) ** 128 < found.sup
+
+
+@pytest.mark.parametrize(
+    ("beta", "threshold", "rectified", "low"),
+    [(1.0, 20.0, False, 0), (2.0, -5.0, False, Rational(-5, 2)), (2.0, -5.0, True, 0), (-1.0, 20.0, True, -oo),
+     (0.0, 20.0, True, -oo)],
+)  # fmt: skip
+def test_a_softplus_is_bounded_by_what_its_numbers_say(beta: float, threshold: float, rectified: bool, low: Any):
+    found = of(lambda p, x: p(aten.softplus.default, UNARY["relu" if rectified else "copied"](p, x), beta, threshold))
+    assert found == Interval(low, oo)
 
 
 def test_infinite_constants_are_no_numbers():
@@ -153,6 +235,9 @@ IDLE: dict[str, tuple[str, ...]] = {
     "elu": ("square", "elu"),
     "celu": ("abs", "celu"),
     "clamp of a tanh": ("tanh", "one minus", "clamp low"),
+    "a saturated logistic": ("far", "sigmoid", "unit"),
+    "one minus a saturated logistic": ("far", "sigmoid", "one minus", "relu"),
+    "a saturated tanh": ("far", "tanh", "one minus", "relu"),
 }
 
 
@@ -173,6 +258,8 @@ BUSY: dict[str, tuple[str, ...]] = {
     "a tanh may be negative": ("tanh", "relu"),
     "a shifted one": ("sigmoid", "one minus", "neg", "relu"),
     "a sigmoid may be more": ("sigmoid", "clamp high"),
+    "a softplus that is early the identity": ("softplus early", "relu"),
+    "a softplus of a negative number": ("softplus mirrored", "relu"),
     "a scaled elu": ("relu", "elu scaled"),
     "a sum of both signs": ("tanh", "sum", "relu"),
     "minus infinity in a window": ("relu", "maximum with gaps", "relu"),

@@ -20,7 +20,7 @@ from passes import (
     ReductionAlgebra,
     registry,
 )
-from passes.reduction_algebra import RemoveUnitReduction
+from passes.reduction_algebra import FillDegenerate, RemoveUnitReduction
 from rewrite import transform
 from rewrite.pipeline import Pipeline
 from tests.passes.blocks import Block
@@ -393,6 +393,15 @@ def test_no_nan_becomes_a_number_unless_asked_for(name: str):
     [remedy] = set(outcome.remedies)
     assert remedy == "name 'reduction-algebra{finite=True}' in the pipeline where inputs are finite"
     assert registry().parse("reduction-algebra{finite=True}").steps == (ReductionAlgebra(finite=True),)
+
+
+def test_a_number_that_the_dtype_has_not_is_not_filled_in():
+    outcome = rewritten(
+        lambda p, x: p(aten.add.Tensor, p(aten.clamp.default, x, 6e4, 6e4), 6e4), FillDegenerate(finite=True),
+        x4.half(),
+    )  # fmt: skip
+    assert outcome.operators == ["new_full", "add"]
+    assert outcome.after.isinf().all()
 
 
 def test_what_others_read_of_a_degenerate_value_stays():
