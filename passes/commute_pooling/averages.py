@@ -46,8 +46,8 @@ class AveragePoolBeforePointwise(Rule):
         for node in dirty:
             pool = view_as(node, AveragePool)
             conv = None if pool is None else view_as(pool.input, Convolution)
-            if pool is None or conv is None or not _is_pointwise(conv):
-                continue
+            if pool is None or conv is None or not _is_pointwise(conv) or pool.dims != len(conv.kernel):
+                continue  # a pool of more dimensions takes the rows of a batch for channels
             refusal = _refusal(graph, pool, conv)
             nodes = (conv.node, pool.node)
             if refusal is not None:

@@ -64,9 +64,11 @@ class JoinPieces(Rule):
 
     def rewrite(self, match: Match, g: Builder) -> tuple[Node, ...]:
         """The kept pieces, and the shorter concatenation or what it would consist of."""
+        inside = set(match.nodes)
+        left = [*match.kept, *(operand for operand in match.operands if operand in inside)]  # a piece may come again
         known: dict[Node, Node] = {}
         for node in match.nodes[:-1]:
-            if any(node is kept or node in kept.all_input_nodes for kept in match.kept):
+            if any(node is piece or node in piece.all_input_nodes for piece in left):
                 known[node] = g.keep(node)
         operands = [known.get(operand, operand) for operand in match.operands]
         joined = operands[0] if len(operands) == 1 else g(aten.cat.default, operands, match.dim)

@@ -234,6 +234,16 @@ def test_other_convolutions_are_not_of_interest(options: dict[str, Any]):
     assert not outcome.reasons
 
 
+def test_a_pool_over_other_dimensions_is_not_of_interest():
+    # two dimensions of the result of a convolution of one are its channels and positions
+    outcome = rewritten(
+        lambda p, x, w: p(aten.avg_pool2d.default, p(aten.conv1d.default, x, w), [2, 2]), CommutePooling(),
+        torch.randn(2, 4, 8, dtype=torch.float64), weights={"w": torch.randn(4, 4, 1, dtype=torch.float64)},
+    )  # fmt: skip
+    assert not outcome.record.commits
+    assert not outcome.reasons
+
+
 def test_a_convolution_that_others_read_stays():
     def build(p: Program, x: Any, w: Any) -> Any:
         y = p(aten.conv2d.default, x, w)

@@ -50,6 +50,16 @@ def read_twice(g: Program, x: Node) -> Node:
     return cat(g, [*parts, *parts])
 
 
+def once_and_one_again(g: Program, x: Node) -> Node:
+    first, second = pieces(g, relu(g, x), [2, 4])
+    return cat(g, [first, second, first])
+
+
+def one_before_all(g: Program, x: Node) -> tuple[Node, Node]:
+    first, second = pieces(g, relu(g, x), [2, 4])
+    return cat(g, [second, first, second, second]), g(aten.neg.default, first)
+
+
 JOINED: dict[str, tuple[Build, list[str]]] = {
     "all of them": (all_of, ["relu"]),
     "negative dimension": (lambda g, x: cat(g, pieces(g, relu(g, x), [2, 3], -1), 2), ["relu"]),
@@ -57,6 +67,8 @@ JOINED: dict[str, tuple[Build, list[str]]] = {
     "among others": (among_others, ["relu", "cat"]),
     "read elsewhere": (read_elsewhere, ["relu", "split_with_sizes", "getitem", "neg"]),
     "twice": (read_twice, ["relu", "cat"]),
+    "and one again": (once_and_one_again, ["relu", "split_with_sizes", "getitem", "cat"]),
+    "one before": (one_before_all, ["relu", "split_with_sizes", "getitem", "getitem", "cat", "neg"]),
 }
 
 
