@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passes.memory import same_strides, sharing_refusal
+from passes.memory import is_returned, same_strides, sharing_refusal
 from rewrite import compat
 from rewrite.graph import fake_call
 from rewrite.ops import Negation, Permute, Reshape, View, same_shape, value, view_as
@@ -68,17 +68,36 @@ class MergeReshapes(Rule):
             )  # fmt: skip
             pairs = zip(merged.stride(), value(outer.node).stride(), strict=True)
             if all(compat.statically_known_true(i == j) for i, j in pairs):
-                yield _match(self, inner, outer, cancels)
+                copied = not cancels and is_returned(outer.node) and _may_copy(graph, inner)
+                yield self._returned(inner, outer) if copied else _match(self, inner, outer, cancels)
             else:
                 refusal = Refusal("the merged reshape would have other strides", inner.node,
                                   f"call contiguous() on what {called(inner.node)} reads")  # fmt: skip
                 yield Miss(self.name, outer.node, refusal, (inner.node, outer.node))
+
+    def _returned(self, inner: Reshape, outer: Reshape) -> Miss:
+        reason = "on other strides the model returns a copy, which would become a view of what is reshaped"
+        refusal = Refusal(reason, inner.input, f"write {called(inner.node)} and {called(outer.node)} as one reshape")
+        return Miss(self.name, outer.node, refusal, (inner.node, outer.node))
 
     def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:
         """One reshape to the last shape."""
         if match.cancels:
             return _cancelled(match, g)
         return g(aten.reshape.default, match.inner.input, list(match.outer.shape))
+
+
+def _may_copy(graph: Graph, found: Reshape) -> bool:
+    """Whether a reshape copies on some strides: it is no view of a tensor whose dimensions all have gaps between."""
+    x = found.input
+    wide = fake_call(graph.fake_mode, aten.new_empty.default, (x, [2 * size for size in value(x).shape]), {})
+    for dim, size in enumerate(value(x).shape):
+        wide = fake_call(graph.fake_mode, aten.slice.Tensor, (wide, dim, 0, size), {})
+    try:
+        fake_call(graph.fake_mode, aten.view.default, (wide, list(value(found.node).shape)), {})
+    except (RuntimeError, ValueError):
+        return True
+    return False
 
 
 @dataclass(frozen=True)

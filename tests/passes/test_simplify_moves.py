@@ -152,6 +152,30 @@ def test_reshapes_that_copy_merge_only_where_the_strides_stay():
     assert reasons == ["the merged reshape would have other strides"]
 
 
+def test_reshapes_that_copy_on_other_strides_do_not_become_a_view_that_the_model_returns():
+    def build(p: Program, x: Node) -> tuple[Node, Node]:
+        y = p(aten.sin.default, x)
+        outer = p(aten.reshape.default, p(aten.reshape.default, y, [-1, 60]), [-1, 3, 20])
+        return outer, p(aten.reshape.default, y, [-1, 12, 5])
+
+    program = Program()
+    graph = program.graph(*build(program, program.input(special(2, 3, 4, 5))))
+    applied = apply(graph, Simplify())
+    assert applied.reasons == [
+        "on other strides the model returns a copy, which would become a view of what is reshaped"
+    ]
+    assert names(graph) == ["sin", "reshape", "reshape", "reshape"]
+
+
+def test_reshapes_that_never_copy_merge_where_the_model_returns_them():
+    program = Program()
+    y = program(aten.sin.default, program.input(special(2, 4, 5)))
+    outer = program(aten.unsqueeze.default, program(aten.reshape.default, y, [-1, 2, 2, 5]), 1)
+    graph = program.graph(outer, y)
+    assert not apply(graph, Simplify()).reasons
+    assert names(graph) == ["sin", "reshape"]
+
+
 def test_reshapes_that_cancel_may_have_changed_the_stride_of_a_single_channel():
     program = Program()
     x = program(aten.permute.default, program(aten.sin.default, program.input(special(2, 4, 5, 1))), [0, 3, 1, 2])
