@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from passes import affine
 from passes.costs import groups, sharing_refusal
 from passes.obstruction import is_layer
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
+
+aten = torch.ops.aten
+
+_PRELUS = (aten.prelu.default, aten._prelu_kernel.default)
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,15 @@ def _function_refusal(nodes: Sequence[Node]) -> Refusal | None:
         remedy = f"put an activation, the same in all branches, in the place of {called(culprit)}"
     if path and any(map(is_random, (culprit, *culprit.all_input_nodes))):
         return Refusal(f"{name} draws random numbers for the hidden units", culprit, f"call eval() on '{path}'")
-    return Refusal(f"{name} stands between the layers of a branch, which is no function of single elements", culprit,
-                   remedy)  # fmt: skip
+    if culprit.target in _PRELUS:
+        return Refusal(f"the slope of {name} is a weight, and each branch may have another", culprit,
+                       "use an activation without weights, the same in all branches")  # fmt: skip
+    is_one = "is not known as a function" if _is_pointwise(culprit) else "is no function"
+    return Refusal(f"{name} stands between the layers of a branch, which {is_one} of single elements", culprit, remedy)
+
+
+def _is_pointwise(node: Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _group_refusal(layer: affine.Layer) -> Refusal:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-_READS_ROWS = frozenset({
+_READS_STRIDED = frozenset({
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.matmul.default,
-    aten.einsum.default, aten.scaled_dot_product_attention.default, aten.stack.default,
+    aten.einsum.default, aten.scaled_dot_product_attention.default, aten.stack.default, aten.prelu.default,
 })  # fmt: skip
 
 
@@ -128,4 +128,4 @@ def _reads_in_place(node: Node) -> bool:
     name, pointwise = node.target._opname, torch.Tag.pointwise in node.target.tags
     if name.startswith("new_") or name.endswith("_like"):  # they ask for shape and dtype alone
         return True
-    return pointwise or node.target in _READS_ROWS or isinstance(view(node), (Reduction, Concatenation))
+    return pointwise or node.target in _READS_STRIDED or isinstance(view(node), (Reduction, Concatenation))

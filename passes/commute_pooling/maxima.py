@@ -80,7 +80,7 @@ def _refusal(pool: Pool, act: Activation) -> Refusal | None:
     """Why a maximum and an activation do not commute."""
     if not act.monotone:
         return Refusal(f"{function_name(act.node)} does not keep the order of numbers", act.node,
-                       "use one that does not, such as relu")  # fmt: skip
+                       "use one that does, such as relu")  # fmt: skip
     indices = next((user for node in pool.nodes[:-1] for user in node.users if user is not pool.node), None)
     if indices is not None:
         return Refusal("where the maxima are is read too", indices, "ask for the maxima alone")

@@ -33,6 +33,7 @@ from rewrite.ops import (
     Reshape,
     Roll,
     Slice,
+    Softmax,
     Sum,
     View,
     activation,
@@ -60,6 +61,8 @@ def step(graph: Graph, node: Node, operand: Node, axis: int) -> Step | Refusal:
     """How ``node`` reads the channels of ``operand``, which lie along ``axis``; or why it needs them as they are."""
     found = activation(node) or view(node)
     read = None if found is None else _READS.get(type(found))
+    if isinstance(found, Softmax) and found.dim == axis:
+        return together(node)
     if found is None or read is None or operand not in found.operands:
         return unknown(node)
     return read(graph, found, operand, axis)
@@ -90,7 +93,12 @@ def operand_of(node: Node, axis: int) -> tuple[Node, int] | None:
 
 
 def unknown(node: Node) -> Refusal:
-    """Why an operator that nothing here describes needs all channels."""
+    """Why an operator that nothing here describes may need all channels."""
+    return Refusal(f"{function_name(node)} is not known to treat channels apart", node)
+
+
+def together(node: Node) -> Refusal:
+    """Why an operator that computes something of all channels needs them."""
     return Refusal(f"{function_name(node)} reads all channels together", node,
                    f"let {called(node)} read a layer of its own")  # fmt: skip
 
@@ -152,7 +160,7 @@ def _max(graph: Graph, found: MaxPool, operand: Node, axis: int) -> Step | Refus
 
 def _reduce(graph: Graph, found: Reduction, operand: Node, axis: int) -> Step | Refusal:
     if axis in found.dims:
-        return unknown(found.node)
+        return together(found.node)
     moved = axis if found.keepdim else axis - sum(dim < axis for dim in found.dims)
     if found.kind == "mean":
         return Plane(found, moved, (operand,), (axis,))

@@ -9,6 +9,7 @@ import torch
 
 from rewrite import compat
 from rewrite.ops import is_tensor, value
+from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -32,16 +33,20 @@ class Source:
     sizes: tuple[int | tuple[Node, int], ...]
 
 
-def source_of(graph: Graph, node: Node) -> Source | None:
-    """What says the shape, dtype and device of a value; None where nothing does."""
+def source_of(graph: Graph, node: Node) -> Source | Refusal:
+    """What says the shape, dtype and device of a value; a refusal where nothing does."""
     wanted = value(node)
     inputs = [given for given in graph.inputs if is_tensor(given)]
     weights = [given for given in graph.nodes if given.op == "get_attr" and graph.is_constant(given)]
     like = next((given for given in (*inputs, *weights)
                  if (value(given).dtype, value(given).device) == (wanted.dtype, wanted.device)), None)  # fmt: skip
     sizes = [_size(inputs, size) for size in wanted.shape]
-    if like is None or None in sizes:
-        return None
+    if None in sizes:
+        return Refusal("its size is none of the model's inputs", node, "keep the batch a dimension of its own")
+    if like is None:
+        kind = f"{str(wanted.dtype).removeprefix('torch.')} on '{wanted.device}'"
+        return Refusal(f"no input and no weight that it could be made like is of {kind}", node,
+                       f"pass an input of {kind}")  # fmt: skip
     return Source(like, tuple(size for size in sizes if size is not None))
 
 

@@ -62,9 +62,8 @@ class FillDegenerate(Rule):
                               "capture the model with fixed sizes")  # fmt: skip
             return Miss(self.name, node, refusal, nodes)
         source = source_of(graph, node)
-        if source is None:
-            refusal = Refusal("its size is none of the model's inputs", node, "capture the model with fixed sizes")
-            return Miss(self.name, node, refusal, nodes)
+        if isinstance(source, Refusal):
+            return Miss(self.name, node, source, nodes)
         inside = set(nodes)
         outputs = tuple(inner for inner in nodes[:-1] if not inside.issuperset(inner.users))
         return Match(self, nodes, (*outputs, node), {"number": float(number), "source": source})

@@ -112,8 +112,8 @@ class MeanOfUniformGroupNorm(_MeanOfGroupNorm):
             refusal = Refusal("it is NaN for a batch of none, of which it takes the mean", pool.node,
                               "capture the model with fixed sizes")  # fmt: skip
         source = source_of(graph, pool.node)
-        if refusal is None and source is None:
-            refusal = Refusal("its size is none of the model's inputs", pool.node, "capture the model with fixed sizes")
+        if refusal is None and isinstance(source, Refusal):
+            refusal = source
         if refusal is not None:
             return Miss(self.name, pool.node, refusal, nodes)
         shared = any(user not in pool.nodes for user in norm.node.users)

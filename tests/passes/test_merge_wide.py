@@ -144,6 +144,11 @@ def test_order_of_branches_does_not_matter():
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+class Erfc(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.erfc(x)
+
+
 REFUSED: dict[str, tuple[nn.Module, nn.Module, nn.Module, str, str]] = {
     # two branches, the second one mended as the remedy says, reason, remedy
     "activations": (
@@ -170,6 +175,16 @@ REFUSED: dict[str, tuple[nn.Module, nn.Module, nn.Module, str, str]] = {
         mlp(12), nn.Sequential(nn.Linear(8, 5), nn.Softmax(-1), nn.Linear(5, 8)), mlp(5),
         "softmax stands between the layers of a branch, which is no function of single elements",
         "put an activation, the same in all branches, in the place of softmax in 'b.1'",
+    ),
+    "slopes that are weights": (
+        mlp(12, nn.ReLU), mlp(5, nn.PReLU), mlp(5, nn.ReLU),
+        "the slope of prelu is a weight, and each branch may have another",
+        "use an activation without weights, the same in all branches",
+    ),
+    "a function that is not known": (
+        mlp(12), mlp(5, Erfc), mlp(5),
+        "erfc stands between the layers of a branch, which is not known as a function of single elements",
+        "put an activation, the same in all branches, in the place of erfc in 'b.1'",
     ),
     "halves that gate each other": (
         mlp(12), nn.Sequential(nn.Linear(8, 10), nn.GLU(), nn.Linear(5, 8)), mlp(5),

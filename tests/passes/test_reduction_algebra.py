@@ -421,6 +421,19 @@ def test_a_size_that_no_input_has_is_refused():
         lambda p, x: p(aten.sub.Tensor, y := p(aten.reshape.default, x, [-1, 8]), y), ReductionAlgebra(finite=True), x4
     )
     assert outcome.reasons == ["its size is none of the model's inputs"]
+    assert outcome.remedies == ["keep the batch a dimension of its own"]
+
+
+def test_a_dtype_that_no_input_has_is_refused():
+    def build(p: Program, x: Any, *others: Any) -> Any:
+        y = p(aten.to.dtype, x, torch.float16)
+        return p(aten.add.Tensor, p(aten.sub.Tensor, y, y), 1.0)
+
+    outcome = rewritten(build, FillDegenerate(finite=True), x4)
+    assert set(outcome.reasons) == {"no input and no weight that it could be made like is of float16 on 'cpu'"}
+    assert set(outcome.remedies) == {"pass an input of float16 on 'cpu'"}
+    outcome = rewritten(build, FillDegenerate(finite=True), x4, x4.half())
+    assert not outcome.reasons
 
 
 def test_dtypes_come_from_an_input_or_a_weight():
