@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes import affine
+from passes.costs import width
 from passes.pair import Pair, below
 from rewrite.flops import Sizes
 from rewrite.ops import Convolution, Linear, view
@@ -62,6 +63,8 @@ class MergeLinear(Rule):
             return None
         if channels != affine.channel_axis(first):  # they mix different dimensions, as in an MLP mixer
             return None
+        if not width(first)[1]:
+            return None  # the result is the second one's bias, and no number of channels between makes two layers one
         nodes = (source, *(step.node for step in between), second.node)
         pair = Pair(first, second, between)
         refusal = affine.layer_refusal(graph, first) or affine.layer_refusal(graph, second) or pair.form_refusal()

@@ -136,12 +136,12 @@ def _difference(first: Convolution, second: Convolution, sizes: Sizes) -> Refusa
         return Refusal(f"the strides differ, {first.stride} and {second.stride}", second.node,
                        f"give {called(second.node)} the stride {first.stride}")  # fmt: skip
     if first.kernel != second.kernel:
-        small, large = sorted((first, second), key=lambda conv: math.prod(conv.kernel))
+        small = min(first, second, key=lambda conv: math.prod(conv.kernel))
         taps = math.prod(map(max, first.kernel, second.kernel))
         before = sum(flops(conv.node, sizes) for conv in (first, second))
         after = sum(flops(conv.node, sizes) // math.prod(conv.kernel) * taps for conv in (first, second))
         reason = f"one kernel of {taps} taps would take {after:,} FLOPs instead of {before:,}"
-        return Refusal(reason, small.node, f"give {called(small.node)} the window of {called(large.node)}")
+        return Refusal(reason, small.node)  # a larger window for the small one would take as many
     return Refusal("the convolutions pad or dilate differently", second.node,
                    f"give {called(second.node)} the window of {called(first.node)}")  # fmt: skip
 

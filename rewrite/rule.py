@@ -209,16 +209,20 @@ def _impure(node: Node) -> Refusal:
 def read_elsewhere(node: Node, reader: Node, result: Node | None = None) -> Refusal:
     """The refusal of a match whose inner value ``node`` has a ``reader`` outside, which may read ``result`` instead.
 
-    A reader that the result is computed from cannot; without weights there is nothing else for it to read.
+    A reader that the result is computed from cannot, and to read the result of plain arithmetic would be another
+    function. Without weights there is nothing else for it to read. Nor is anything said where words do not tell the
+    reader from the result, as for an operator that writes in place.
     """
     source: Any = node.args[0] if node.target is operator.getitem else node
     operands = source.all_input_nodes
     has_weights = len(operands) > 1 and any(operand.op == "get_attr" for operand in operands)
     reason = f"{called(node)} is also read elsewhere"
-    if result is not None and _leads_to(reader, result):
-        if not has_weights:
-            return Refusal(reason, reader)
+    if called(reader) in (called(node), *([] if result is None else [called(result)])):
+        return Refusal(reason, reader)
+    if result is not None and (not module_path(result) or _leads_to(reader, result)):
         result = None
+    if result is None and not has_weights:
+        return Refusal(reason, reader)
     instead = "the value of a module of its own" if result is None else f"the value of {called(result)}"
     if result is not None and has_weights:
         instead += ", or that of a module of its own"

@@ -136,8 +136,11 @@ class Behind(Rule, abstract=True):
                 refusal = self.misaligned(mapped, way)
                 if refusal is None:
                     return None
-        refusal = refusal or strides_refusal(mapped.input, mapped.node) or sharing_refusal(mapped.input, mapped.node)
+        refusal = refusal or strides_refusal(mapped.input, mapped.node)
         found = refusal or region(mapped, way.layer.node, way.start, way.moves)
+        # where others read the mapped channels too that is the reason, whatever the result would share memory with
+        if not isinstance(found, Refusal):
+            found = sharing_refusal(mapped.input, mapped.node) or found
         if isinstance(found, Refusal):
             return Miss(self.name, mapped.node, found, (*way.nodes, *mapped.view.nodes))
         captures = {"mapped": mapped, "layer": way.layer, "channels": channels, "region": found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,8 +61,10 @@ class MeanOfGroupNorm(_MeanOfGroupNorm):
     """
 
     def _look(self, graph: Graph, pool: Reduction, norm: GroupNorm) -> Match | Miss | None:
-        if norm.weight is None:
-            return None  # uniform
+        if norm.weight is None:  # its mean is known, and what would be computed of means is their rounding alone
+            found = MeanOfUniformGroupNorm()._look(graph, pool, norm)
+            assert isinstance(found, Miss)
+            return replace(found, rule=self.name)
         return Match(self, (norm.node, *pool.nodes), (pool.node,), {"pool": pool, "norm": norm})
 
     def rewrite(self, match: Match, g: Builder) -> Node:
@@ -107,13 +109,14 @@ class MeanOfUniformGroupNorm(_MeanOfGroupNorm):
 
     def _look(self, graph: Graph, pool: Reduction, norm: GroupNorm) -> Match | Miss | None:
         nodes = (norm.node, *pool.nodes)
-        refusal = self._refusal(graph, norm)
+        source = source_of(graph, pool.node)
+        refusal = self._refusal(graph, norm) or (source if isinstance(source, Refusal) else None)
         if refusal is None and not reductions.count(pool.input, pool.dims):
             refusal = Refusal("it is NaN for a batch of none, of which it takes the mean", pool.node,
-                              "capture the model with fixed sizes")  # fmt: skip
-        source = source_of(graph, pool.node)
-        if refusal is None and isinstance(source, Refusal):
-            refusal = source
+                              "leave the batch out of the mean")  # fmt: skip
+        if refusal is None and not self.finite:
+            refusal = Refusal("it does not depend on what it is computed from where that is finite", norm.node,
+                              f"name '{self.name}{{finite=True}}' in the pipeline where inputs are finite")  # fmt: skip
         if refusal is not None:
             return Miss(self.name, pool.node, refusal, nodes)
         shared = any(user not in pool.nodes for user in norm.node.users)
@@ -130,9 +133,6 @@ class MeanOfUniformGroupNorm(_MeanOfGroupNorm):
                 return Refusal(
                     "the norm's weight varies within a group", norm.weight, "build the norm with affine=False"
                 )
-        if not self.finite:
-            return Refusal("it does not depend on what it is computed from where that is finite", norm.node,
-                           f"name '{self.name}{{finite=True}}' in the pipeline where inputs are finite")  # fmt: skip
         return None
 
     def rewrite(self, match: Match, g: Builder) -> Node | tuple[Node, ...]:

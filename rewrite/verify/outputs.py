@@ -24,6 +24,9 @@ LAST_DIGIT = 2.0
 TRUST = 8.0
 """How far the model may be from the float64 reference, in roots of the unit roundoff, before that is no reference."""
 
+NOTHING_FINITE = "every output of the model is infinite or NaN on the example; pass one with finite results"
+"""The failure where there is nothing to compare, of which no rewrite is to blame."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -96,8 +99,7 @@ def judge(model: Sample, news: Sequence[Any], nudged: Sequence[Sample], notes: S
         isinstance(old, Tensor) and old.numel() and (old.is_floating_point() or old.is_complex())
         for old in model.outputs
     ):
-        failure = "every output of the model is infinite or NaN on the example; pass one with finite results"
-        return Judgement(failure, 0.0, calls, "")
+        return Judgement(NOTHING_FINITE, 0.0, calls, "")
     return Judgement("", error, calls, "; ".join(dict.fromkeys(notes)))
 
 

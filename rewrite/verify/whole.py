@@ -9,6 +9,7 @@ from rewrite.events import emit, verdict_data
 from rewrite.lowering import written_weights
 from rewrite.trace import isolated, replica
 from rewrite.verify.model import verify_model
+from rewrite.verify.outputs import NOTHING_FINITE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,8 @@ def compare_whole(
     with isolated(model), replica(model) as source:
         verdict = verify_model(source, program, original, args, kwargs, weights=folded)
     name = type(model).__name__
-    text = "agrees with the source" if verdict.accepted else f"does NOT agree with the source: {verdict.reason}"
+    verb = "cannot be compared" if verdict.reason == NOTHING_FINITE else "does NOT agree"
+    text = "agrees with the source" if verdict.accepted else f"{verb} with the source: {verdict.reason}"
     emit("verified", f"{name}: the whole model {text}", model=name, **verdict_data(verdict))
     return verdict
 
@@ -45,9 +47,13 @@ def verify_whole(
     """The verdict of :func:`compare_whole`.
 
     Raises:
-        VerificationError: the program is not equal to the model within the bound.
+        VerificationError: the program is not equal to the model within the bound, or there is nothing to compare.
     """
     verdict = compare_whole(model, original, graph, args, kwargs)
+    if verdict.reason == NOTHING_FINITE:
+        raise VerificationError(
+            f"{type(model).__name__} cannot be compared with what it was rewritten to: {NOTHING_FINITE}"
+        )
     if not verdict.accepted:
         raise VerificationError(
             f"the rewritten {type(model).__name__} is not equal to the model, which is unchanged: {verdict.reason}; "

@@ -86,6 +86,7 @@ def test_activations_that_decrease_stay(name: str):
     )
     assert not outcome.record.commits
     assert outcome.reasons == [f"{NOT_MONOTONE[name][0]._opname} does not keep the order of numbers"]
+    assert outcome.remedies == ["use one that does, such as relu"]
 
 
 Pool = Callable[[Program, Any], Any]

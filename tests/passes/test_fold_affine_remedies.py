@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from passes import FoldAffine
 from rewrite.driver import Refused
 from rewrite.testing import assert_rule
 from tests.passes.blocks import Block, conv
-from tests.passes.rewriting import scatter
+from tests.passes.rewriting import rewrite, scatter
 
 Forward = Callable[[Block, Tensor], Tensor]
 
@@ -89,6 +90,32 @@ CASES: dict[str, tuple[str, Forward, str, Forward]] = {
     ),
 }  # fmt: skip
 
+READ_TOO: dict[str, tuple[Callable[[Block, Tensor], Any], str]] = {
+    # what reads the layer too, and the remedy
+    "the caller": (lambda self, x: (h := self.conv(x), h * self.vector), "return the value of a module of its own"),
+    "arithmetic": (
+        lambda self, x: (lambda h: h.sin() + (2 - h) * h)(self.conv(x)),
+        "let sin (blocks.py:27) read the value of a module of its own",
+    ),
+    "an operator in place": (lambda self, x: in_place(self.conv(x)), ""),
+}
+
+
+@pytest.mark.parametrize("name", READ_TOO)
+def test_a_layer_that_others_read_is_said_to_be_read(name: str):
+    forward, remedy = READ_TOO[name]
+    result = rewrite(model(forward), FoldAffine(), torch.randn(2, 4, 5, 6))
+    assert result.reasons
+    for refused in result.record.refused:
+        assert refused.reason == "conv2d in 'conv' is also read elsewhere"
+        assert refused.remedy == remedy
+
+
+def in_place(h: Tensor) -> Tensor:
+    h[:, :2].mul_(3)
+    return h
+
+
 THEN = {
     "a shift before a transposed convolution": SHIFT,
     "a map of the bias that is too large": "fold-batch-norm-after",
@@ -99,7 +126,7 @@ def channels_last(x: Tensor, norm: nn.Module) -> Tensor:
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def model(forward: Forward) -> nn.Module:
+def model(forward: Callable[[Block, Tensor], Any]) -> nn.Module:
     block = Block(
         forward, conv=conv(4, 4, 1), padded=conv(4, 4, 3, padding=1), transposed=nn.ConvTranspose2d(4, 4, 2),
         linear=nn.Linear(4, 4), columns=nn.Linear(6, 6), other_columns=nn.Linear(6, 6), norm=nn.BatchNorm2d(4),

@@ -366,6 +366,15 @@ def test_what_would_cost_more_is_refused_with_both_counts(name: str):
         assert not rewrite(build(needed - 1).eval(), MergeLinear(), x).record.commits
 
 
+def test_nothing_is_said_of_layers_with_nothing_between():
+    model = block(lambda self, x: self.b(self.a(x)), a=nn.Linear(4, 1), b=nn.Linear(1, 5))
+    model.a.weight, model.a.bias = nn.Parameter(torch.empty(0, 4)), nn.Parameter(torch.empty(0))
+    model.b.weight = nn.Parameter(torch.empty(5, 0))
+    result = rewrite(model.eval(), MergeLinear(), torch.randn(3, 4))
+    assert not result.record.commits
+    assert not result.record.refused
+
+
 def test_a_value_that_others_read_stays():
     for forward in (lambda self, x: self.b(h := self.a(x)) + h.mean(), lambda self, x: (self.b(h := self.a(x)), h)):
         result = rewrite(

@@ -342,6 +342,15 @@ def test_a_uniform_scale_is_dropped_only_where_that_is_asked_for():
     assert "mean-of-uniform-group-norm{finite=True}" in refused.remedy
 
 
+def test_the_mean_of_a_group_norm_without_a_scale_is_a_hint():
+    result = rewrite(Normed(affine=False).eval(), ReductionAlgebra(), image)
+    assert not result.record.commits
+    [refused] = result.record.refused
+    assert refused.rule == "mean-of-group-norm"
+    assert refused.remedy == "name 'mean-of-uniform-group-norm{finite=True}' in the pipeline where inputs are finite"
+    assert rewrite(Normed(affine=False).eval(), MeanOfUniformGroupNorm(finite=True), image).record.commits
+
+
 def test_a_scale_that_varies_within_a_group_is_refused():
     model = Normed().eval()
     with torch.no_grad():

@@ -153,7 +153,7 @@ def test_reshapes_that_copy_merge_only_where_the_strides_stay():
 
 
 def test_reshapes_that_copy_on_other_strides_do_not_become_a_view_that_the_model_returns():
-    def build(p: Program, x: Node) -> tuple[Node, Node]:
+    def build(p, x):
         y = p(aten.sin.default, x)
         outer = p(aten.reshape.default, p(aten.reshape.default, y, [-1, 60]), [-1, 3, 20])
         return outer, p(aten.reshape.default, y, [-1, 12, 5])

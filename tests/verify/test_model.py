@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from rewrite.errors import VerificationError
 from rewrite.trace import capture
-from rewrite.verify import verify_model
+from rewrite.verify import verify_model, verify_whole
 
 
 class Net(nn.Module):
@@ -196,6 +197,12 @@ def test_an_example_without_a_finite_result_shows_nothing():
     net, x = Infinite().eval(), torch.randn(2, 3)
     graph = capture(net, (x,)).graph
     assert "pass one with finite results" in verify_model(net, net, graph, (x,)).reason
+    with pytest.raises(VerificationError) as caught:
+        verify_whole(net, graph, graph.copy(), (x,), {})
+    assert str(caught.value) == (
+        "Infinite cannot be compared with what it was rewritten to: every output of the model is infinite or NaN on "
+        "the example; pass one with finite results"
+    )
 
 
 class Kept(nn.Module):
