@@ -264,6 +264,10 @@ RETURNED: dict[str, tuple[Forward, str]] = {
     "a view of a part": (lambda self, x: (self.layer(x)[..., :2] * 2).mT, "whose strides would change"),
     "every part": (
         lambda self, x: tuple(part * 2 if i == 0 else part for i, part in enumerate(self.layer(x).unbind(0))),
+        "linear in 'layer' is also read elsewhere",
+    ),
+    "a part of a vector": (
+        lambda self, x: ((y := self.layer(x[0, 0]))[:2] * 2, y[2:]),
         "which would share memory",
     ),
 }
