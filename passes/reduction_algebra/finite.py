@@ -59,7 +59,7 @@ class FillDegenerate(Rule):
         empty = next((inner for inner in nodes if _may_be_empty(inner)), None)
         if empty is not None:
             refusal = Refusal("it is NaN for a batch of none, of which it takes the mean", empty,
-                              "capture the model with fixed sizes")  # fmt: skip
+                              "leave the batch out of the mean")  # fmt: skip
             return Miss(self.name, node, refusal, nodes)
         source = source_of(graph, node)
         if isinstance(source, Refusal):
