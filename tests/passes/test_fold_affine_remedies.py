@@ -95,7 +95,7 @@ READ_TOO: dict[str, tuple[Callable[[Block, Tensor], Any], str]] = {
     "the caller": (lambda self, x: (h := self.conv(x), h * self.vector), "return the value of a module of its own"),
     "arithmetic": (
         lambda self, x: (lambda h: h.sin() + (2 - h) * h)(self.conv(x)),
-        "let sin (blocks.py:27) read the value of a module of its own",
+        "let sin read the value of a module of its own",
     ),
     "an operator in place": (lambda self, x: in_place(self.conv(x)), ""),
 }
@@ -108,7 +108,7 @@ def test_a_layer_that_others_read_is_said_to_be_read(name: str):
     assert result.reasons
     for refused in result.record.refused:
         assert refused.reason == "conv2d in 'conv' is also read elsewhere"
-        assert refused.remedy == remedy
+        assert re.sub(r" \(.*?\)", "", refused.remedy) == remedy
 
 
 def in_place(h: Tensor) -> Tensor:
