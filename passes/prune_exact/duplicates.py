@@ -13,7 +13,7 @@ from passes.prune_exact.ends import Reading, dense, legible, row_values, unused
 from passes.prune_exact.knowledge import Knowledge, made_constants, multiples
 from passes.prune_exact.maps import Depthwise, Norm
 from passes.prune_exact.rule import Judgement, RemoveChannels
-from passes.prune_exact.steps import Pointwise
+from passes.prune_exact.steps import Passes, Pointwise
 from passes.prune_exact.weights import Weights
 from rewrite.provenance import called, function_name
 from rewrite.rule import Fidelity, Refusal
@@ -154,8 +154,9 @@ def _elsewhere(flow: Flow, known: dict[Node, Alike], places: list[tuple[Node, in
 def _reason(made: Step) -> Refusal:
     node, name = made.node, function_name(made.node)
     if isinstance(made, Pointwise):
+        change = "multiples by a positive factor before" if made.passes is Passes.POSITIVE else "a rectifier instead of"
         return Refusal(f"behind {name} multiples of a channel are no multiples any more", node,
-                       f"use a rectifier instead of {called(node)}, or channels that are equal")  # fmt: skip
+                       f"use {change} {called(node)}, or channels that are equal")  # fmt: skip
     if isinstance(made, (Norm, Depthwise)):
         return Refusal(f"the parameters of {name} are not those of a multiple", node,
                        f"give both channels the same parameters in {called(node)}")  # fmt: skip

@@ -120,7 +120,7 @@ def _same(graph: Graph, found: View, operand: Node, axis: int) -> Step | Refusal
 
 
 def _cast(graph: Graph, found: Cast, operand: Node, axis: int) -> Step | Refusal:
-    if not found.dtype.is_floating_point or not value(operand).dtype.is_floating_point:
+    if not found.dtype.is_floating_point:
         return unknown(found.node)
     # weight algebra is not rounded there, and a factor and a rounding do not commute
     return Plane(found, axis, (operand,), (axis,), Passes.ONE, 0.0)
@@ -192,8 +192,7 @@ def _norm(graph: Graph, found: BatchNorm, operand: Node, axis: int) -> Step | Re
 
 
 def _depthwise(graph: Graph, found: Convolution, operand: Node, axis: int) -> Step | Refusal:
-    if found.input is not operand or not is_depthwise(found):
-        return unknown(found.node)
+    # the kernel and the bias too may be what has the channels; in dimension 1 a kernel is refused as no constant
     if axis != 1:
         return ordered(found.node)
     return affine.layer_refusal(graph, found) or Depthwise(found, axis, (operand,), (axis,))

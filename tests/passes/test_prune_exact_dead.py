@@ -114,6 +114,9 @@ REMOVED: dict[str, tuple[list[int], Forward, dict[str, Any]]] = {
     "a part of the rows": ([4, 5], lambda s, x: s.b(s.a(x)[:, :, 1:4].roll(1, 3)), {
         "a": dead(0.7), "b": conv(6, 5, 1)}),
     "a maximum over pixels": ([4, 5], lambda s, x: s.b(s.a(x).amax((2, 3))), {"a": dead(0.7), "b": nn.Linear(6, 5)}),
+    "a sum over pixels": ([4, 5], lambda s, x: s.b(s.a(x).sum((2, 3))), {"a": dead(), "b": nn.Linear(6, 5)}),
+    "pieces of the rows": ([4, 5], lambda s, x: (lambda p: s.b(p[0] + p[1].relu()))(s.a(x).chunk(2, 2)), {
+        "a": dead(0.7), "b": conv(6, 5, 1)}),
     "a spatial gate": ([1, 4, 5], lambda s, x: s.b(s.a(x) * s.c(x).sigmoid()), {
         "a": dead(), "c": conv(3, 1, 3), "b": conv(6, 5, 1)}),
 }  # fmt: skip
@@ -221,6 +224,39 @@ REFUSED: dict[str, tuple[str, str, Forward, dict[str, Any]]] = {
         F.conv2d(s.a(x), x.mean() * s.w)), {"a": dead(), "w": torch.randn(6, 6, 1, 1), "b": conv(6, 5, 1)}),
     "sum over pixels": ("behind sum the channel is not constant any more", "sum",
                         lambda s, x: s.b(s.a(x).sum((2, 3))), {"a": dead(0.7), "b": nn.Linear(6, 5)}),
+    "whole numbers": ("int is not known to treat channels apart", "_to_copy", lambda s, x: s.b(s.a(x).int().float()), {
+        "a": dead(), "b": conv(6, 5, 1)}),
+    "a gate of one channel that is constant": ("mul is not known to treat channels apart", "mul",
+                                               lambda s, x: s.b(s.a(x) * s.c(x)), {
+                                                   "a": conv(3, 6, 3), "c": zeroed(conv(3, 1, 3), 0),
+                                                   "b": conv(6, 5, 1)}),
+    "one channel that is constant added to all": ("add is not known to treat channels apart", "add",
+                                                  lambda s, x: s.b(s.a(x) + s.c(x)), {
+                                                      "a": conv(3, 6, 3), "c": zeroed(conv(3, 1, 3), 0),
+                                                      "b": conv(6, 5, 1)}),
+    "a complex factor": ("mul is not known to treat channels apart", "mul", lambda s, x: s.b((s.a(x) * s.z).abs()), {
+        "a": dead(), "z": torch.randn(6, 1, 1, dtype=torch.complex64), "b": conv(6, 5, 1)}),
+    "one channel repeated": ("expand is not known to treat channels apart", "expand",
+                             lambda s, x: s.b(s.a(x).expand(-1, 6, -1, -1)), {
+                                 "a": zeroed(conv(3, 1, 3), 0), "b": conv(6, 5, 1)}),
+    "repeated along a new dimension": ("expand is not known to treat channels apart", "expand",
+                                       lambda s, x: s.b(s.a(x).amax(0).expand(6, -1, -1, -1)), {
+                                           "a": dead(), "b": conv(6, 5, 1)}),
+    "repeated for each sample": ("expand is not known to treat channels apart", "expand",
+                                 lambda s, x: s.b(s.a(x).amax(0, True).expand(x.shape[0], -1, -1, -1)), {
+                                     "a": dead(), "b": conv(6, 5, 1)}),
+    "depthwise weights from the input": ("the kernel depends on the input", "mul", lambda s, x: s.b(
+        F.conv2d(s.a(x), x.mean() * s.w, groups=6)), {
+            "a": dead(), "w": torch.randn(6, 1, 3, 3), "b": conv(6, 5, 1)}),
+    "channels as a depthwise bias": ("conv2d runs along the channels, so their order and number matter", "conv2d_1",
+                                     lambda s, x: F.conv2d(x.repeat(1, 2, 1, 1), s.w, s.a(x).mean((0, 2, 3)), groups=6),
+                                     {"a": dead(), "w": torch.randn(6, 1, 3, 3)}),
+    "channels as depthwise kernels": ("conv2d runs along the channels, so their order and number matter", "conv2d_1",
+                                      lambda s, x: F.conv2d(
+                                          x.repeat(1, 2, 1, 1), s.a(x).amax((0, 3), True).movedim(1, 0), groups=6),
+                                      {"a": dead()}),
+    "one channel as depthwise kernels": ("the kernel depends on the input", "expand", lambda s, x: F.conv2d(
+        x, s.a(x).amax((0, 3), True).expand(3, -1, -1, -1), groups=3), {"a": zeroed(conv(3, 1, 3), 0)}),
     "returned": ("the model returns the channels of conv2d in 'a'", "conv2d",
                  lambda s, x: (lambda y: (y, s.b(y)))(s.a(x)), {"a": dead(), "b": conv(6, 5, 1)}),
     "read before": ("conv2d in 'c' reads the channel before it is constant", "conv2d_2",

@@ -60,6 +60,7 @@ MERGED: dict[str, tuple[list[int], Forward, dict[str, Any]]] = {
     "all equal": ([1, 4], lambda s, x: s.b(s.a(x).tanh()), {
         "a": repeated(repeated(conv(3, 3, 3), 0, 1), 0, 2), "b": conv(3, 4, 1)}),
     "max pool": ([5, 4], lambda s, x: s.b(F.max_pool2d(s.a(x), 3, 2, 1)), {"a": twins(2.0), "b": conv(6, 4, 1)}),
+    "a sum over pixels": ([5, 4], lambda s, x: s.b(s.a(x).sum((2, 3))), {"a": twins(-2.0), "b": nn.Linear(6, 4)}),
     "norm": ([5, 4], lambda s, x: s.b(s.n(s.a(x)).sigmoid()), {
         "a": twins(), "n": equal(norm(6), 1, 3), "b": conv(6, 4, 1)}),
     "norm of another scale": ([5, 4], lambda s, x: s.b(s.n(s.a(x)).relu()), {
@@ -164,6 +165,16 @@ def test_channels_that_have_to_stay(name: str):
     assert found[0] == reason
     assert found[1].startswith(culprit)
     assert found[2]
+
+
+@pytest.mark.parametrize(("function", "factor", "remedy"), [
+    (torch.sigmoid, 2.0, "use a rectifier instead of sigmoid ("),
+    (F.relu, -1.0, "use multiples by a positive factor before relu ("),
+])  # fmt: skip
+def test_a_function_says_which_multiples_it_keeps(function: Any, factor: float, remedy: str):
+    [found] = kept(STEP, lambda s, x: s.b(function(s.a(x))), X, a=twins(factor), b=conv(6, 4, 1))
+    assert found[2].startswith(remedy)
+    assert found[2].endswith(", or channels that are equal")
 
 
 MENDED: dict[str, tuple[Forward, dict[str, Any]]] = {

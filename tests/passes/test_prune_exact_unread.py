@@ -122,6 +122,10 @@ REFUSED: dict[str, tuple[str, str, Forward, dict[str, nn.Module]]] = {
                        lambda s, x: s.a(x)[:, :2] + s.a(2 * x).mean(1, keepdim=True), {"a": conv(4, 6, 3)}),
     "transposed with groups": ("the transposed convolution has 2 groups of channels", "conv_transpose2d",
                                lambda s, x: s.a(x)[:, :2].relu(), {"a": nn.ConvTranspose2d(4, 6, 3, groups=2)}),
+    "without a batch": ("the convolution's input has no batch dimension", "conv2d",
+                        lambda s, x: s.a(x[0])[:, :3].relu(), {"a": conv(4, 6, 3)}),
+    "weights from the input": ("the kernel depends on the input", "mul", lambda s, x: F.conv2d(
+        x, x.mean() * s.w)[:, :3].relu(), {"w": torch.randn(6, 4, 3, 3)}),
     "returned part": ("the strides of slicing (here) would be others, and the model's result sees them",
                       "slice_",
                       lambda s, x: s.a(x)[:, :2], {"a": conv(4, 6, 3)}),
@@ -150,6 +154,20 @@ SILENT: dict[str, tuple[Forward, dict[str, nn.Module]]] = {
 def test_nothing_is_said_where_nothing_is_unread(name: str):
     forward, parts = SILENT[name]
     assert kept(STEP, forward, X, **parts) == []
+
+
+def test_what_lies_behind_a_part_of_unknown_size_may_be_read():
+    """Behind as many values as the batch has, a part reads another number of channels in each batch."""
+
+    def forward(s: Block, x: Tensor) -> Tensor:
+        y, samples = s.a(x.amax(0).flatten(1)), x.flatten(2).amax(2).mT
+        return y[:, :1].sum(1) + torch.cat([samples, y], 1)[:, :4].sum(1)
+
+    model = Block(forward, a=nn.Linear(35, 6)).eval()
+    result = rewrite(model, STEP, X)
+    assert not result.record.commits
+    for x in (X, X[:1], torch.randn(5, 4, 7, 5)):
+        assert_exact(result, model, x)
 
 
 def test_returned_parts_are_read_through_a_copy():
