@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rewrite.alone import alone
 from rewrite.cost import count
+from rewrite.errors import RuleError
+from rewrite.listener import Listener
 from rewrite.plan import Plan
 from rewrite.report import Report
 from rewrite.result import Program
 from rewrite.strides import note as strides_note
+from rewrite.verify.sizes import batch_symbols
 from rewrite.versions import versions
 
 if TYPE_CHECKING:
@@ -21,6 +24,25 @@ if TYPE_CHECKING:
     from rewrite.recipe import Recipe
     from rewrite.trace import Capture
     from rewrite.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class _Watch(Listener):
+    """Sees to it that the size of a free batch stays free: a program for one size would run with any.
+
+    Verification does not notice, for with the size fixed it can draw no other.
+    """
+
+    free: frozenset[Any]
+
+    def step_finished(self, record: StepRecord, graph: Graph) -> None:
+        """Stop where a size is no symbol any more."""
+        if not self.free <= batch_symbols(graph):
+            raise RuleError(
+                f"a rule of '{record.step}' reads the size of the batch as a number, by int() or a comparison, which "
+                "fixes it for the whole program; let it compute with the size as it is, or leave the rule out with "
+                "exclude="
+            )
 
 
 @dataclass(frozen=True)
@@ -50,11 +72,13 @@ class Rewriting:
         Raises:
             CycleError: rules undo each other.
             PlanError: the recipe's plan is not for this program.
+            RuleError: a rule fixed the size of the batch.
         """
         started = time.perf_counter()
         with alone:
             graph = captured.graph.copy()
-            records = recipe.apply(graph)
+            watch = _Watch(batch_symbols(graph))
+            records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
         return cls(captured, recipe, graph, records, time.perf_counter() - started, (*notes, *strides_note(graph)))
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from rewrite import optimize
 from rewrite.driver import Driver
-from rewrite.errors import CycleError
+from rewrite.errors import CycleError, RuleError
 from rewrite.fragment import Builder, extract
 from rewrite.pipeline import Pass
 from rewrite.printer import program as text
@@ -129,6 +130,35 @@ def test_a_rule_that_is_wrong_at_other_sizes_only_is_noted():
     (commit,) = record.commits
     assert "holds at the recorded sizes only" in commit.verdict.note
     torch.testing.assert_close(graph.to_module()(x)[0], expected)
+
+
+@dataclass(frozen=True)
+class MeanOverTheExample(Rule):
+    """A mean over the batch as a sum, divided by the batch of the example."""
+
+    fidelity = Fidelity.ELEMENTWISE
+
+    compares: bool = False
+
+    def find(self, graph, dirty):
+        for node in dirty:
+            if node.target is aten.mean.dim and node.args[1] == [0]:
+                size = node.args[0].meta["val"].shape[0]
+                number = (2 if size == 2 else 3) if self.compares else int(size)
+                yield Match(self, (node,), (node,), {"x": node.args[0], "number": number})
+
+    def rewrite(self, match, g):
+        return g(aten.div.Tensor, g(aten.sum.dim_IntList, match.x, [0]), match.number)
+
+
+@pytest.mark.parametrize("compares", [False, True])
+def test_a_rule_that_fixes_the_batch_is_an_error(compares):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.sin().mean(0)
+
+    with pytest.raises(RuleError, match="reads the size of the batch as a number, by int"):
+        optimize(Mean().eval(), torch.randn(2, 3), pipeline=MeanOverTheExample(compares), lower="eager")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
