@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rewrite import printer
 from rewrite.aliases import alias_classes
+from rewrite.errors import RuleError
 from rewrite.fragment import Builder, Fragment, extract
 from rewrite.provenance import module_path
 from rewrite.repro import Repro, record
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from rewrite.graph import Graph
+    from rewrite.rule import Rule
     from rewrite.verdict import Verifier
 
 
@@ -80,6 +82,16 @@ class Failed:
     repro: Repro | None = None
 
 
+def _checked(rule: Rule, match: Match) -> Refusal | None:
+    """What the rule itself says of a match."""
+    found: Any = rule.check(match)
+    if found is not None and not isinstance(found, Refusal):
+        raise RuleError(
+            f"check of '{rule.name}' returned {found!r}; return None or Refusal(reason, culprit, remedy)"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Applier:
     """Applies matches to one graph.
@@ -111,7 +123,7 @@ class Applier:
         """
         rule = match.rule
         try:
-            refusal = self._excluded(match) or admit(self.graph, match) or rule.check(match)
+            refusal = self._excluded(match) or admit(self.graph, match) or _checked(rule, match)
             if refusal is not None:
                 return Miss(rule.name, match.anchor, refusal, match.nodes)
             admitted(match)

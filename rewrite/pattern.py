@@ -215,6 +215,13 @@ class Either(Pattern):
         return " or ".join(map(str, self.patterns))
 
 
+def _patterns(what: str, parts: tuple[Any, ...], instead: str) -> tuple[Pattern, ...]:
+    for part in parts:
+        if not isinstance(part, Pattern):
+            raise RuleError(f"{what} takes patterns, such as Var('x'), not {part!r}; for a number write {instead}")
+    return parts
+
+
 class SumOf(Pattern):
     """An add-tree whose terms match the given patterns, in any order, each with coefficient one.
 
@@ -223,7 +230,7 @@ class SumOf(Pattern):
     """
 
     def __init__(self, *patterns: Pattern, rest: str = ""):
-        self.patterns = patterns
+        self.patterns = _patterns("SumOf", patterns, "Call(aten.add.Tensor, self=..., other=3.0)")
         self.rest = rest
 
     def _match(self, value: Any, state: _State) -> bool:
@@ -263,7 +270,7 @@ class ProductOf(Pattern):
     """A product of two factors that match the given patterns, in either order."""
 
     def __init__(self, first: Pattern, second: Pattern):
-        self.first, self.second = first, second
+        self.first, self.second = _patterns("ProductOf", (first, second), "Op(Product, left=..., right=3.0)")
 
     def _match(self, value: Any, state: _State) -> bool:
         found = view(value)

@@ -161,6 +161,8 @@ def convolutions(
     fields = drawn_call(draw, **call)
     if count == 3 and fields["dtype"] == torch.bfloat16 and fields["layout"] == "channels_last":
         fields["layout"] = "contiguous"  # torch 2.13 crashes where a position sees nothing but padding
+    if fields["dtype"] == torch.bfloat16 and max(stride) > 1 and max(dilation) > 1:
+        fields["dtype"] = torch.float32  # oneDNN reads memory that nobody wrote, where the processor has AMX
     return ConvSpec(
         tuple(sizes), in_channels=inputs, out_channels=outputs, kernel=tuple(kernel), stride=tuple(stride),
         padding=style if style in ("same", "valid") else tuple(pads), dilation=tuple(dilation), groups=groups,
