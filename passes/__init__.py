@@ -71,9 +71,13 @@ STEPS: tuple[type[Step], ...] = (
 """Every step that pipelines can name."""
 
 
-def registry() -> Registry:
-    """The steps of this package and of installed plug-ins, by name."""
-    return Registry(STEPS).with_plugins()
+def registry(default: Pipeline | None = None) -> Registry:
+    """The steps of this package and of installed plug-ins, by name.
+
+    Args:
+        default: what the name ``default`` stands for in the text of a pipeline; by default :func:`default_pipeline`.
+    """
+    return Registry(STEPS, default_pipeline() if default is None else default).with_plugins()
 
 
 def default_pipeline() -> Pipeline:

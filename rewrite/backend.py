@@ -202,9 +202,7 @@ class _Job:
             return replace(recipe, pipeline=Pipeline(steps)) if lifted.differentiate else recipe
         if lifted.differentiate:
             return replace(recipe, pipeline=passes.live_pipeline(), exclude=(*recipe.exclude, *UNPROFITABLE_LIVE))
-        # one graph serves every instance of a class, whatever its weights
-        steps = tuple(step for step in recipe.pipeline if not any(rule.reads_values for rule in rules_of(step)))
-        return replace(recipe, pipeline=Pipeline(steps))
+        return recipe
 
     def _verify(self, lifted: Lifted, original: Graph, graph: Graph) -> Verdict:
         verdict = verify(self.module, self.examples, lifted, original, graph)
@@ -238,8 +236,15 @@ def _split(options: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
     return Options(**own), options
 
 
+def _default() -> Pipeline:
+    """The default pipeline without what looks at weights: one graph serves every instance of a class."""
+    return Pipeline(tuple(
+        step for step in passes.default_pipeline() if not any(rule.reads_values for rule in rules_of(step))
+    ))  # fmt: skip
+
+
 def _recipe(options: Options) -> Recipe:
-    pipeline = pipeline_of(options.pipeline)
+    pipeline = pipeline_of(options.pipeline, _default())
     steps, others = step_exclusions(options.exclude, pipeline)
     return Recipe(pipeline, (*steps, *others), options.verify, options.fuel, tuple(options.listeners))
 

@@ -71,9 +71,27 @@ def _value_text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Steps in order. ``str(pipeline)`` parses back to an equal pipeline."""
+    """Steps in order. ``str(pipeline)`` parses back to an equal pipeline.
+
+    Raises:
+        PipelineError: something else than passes and rules.
+    """
 
     steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        given: object = self.steps
+        if isinstance(given, str):
+            raise PipelineError(
+                f"Pipeline takes passes and rules, and {given!r} is text; give the text itself as pipeline=, or parse "
+                "it with passes.registry().parse(text)"
+            )
+        if not isinstance(given, (tuple, list)):
+            raise PipelineError(f"Pipeline takes a tuple of passes and rules, not {given!r}; write Pipeline((step,))")
+        for step in given:
+            if not isinstance(step, (Pass, Rule)):
+                raise PipelineError(f"{step!r} is neither a pass nor a rule{_instead(step)}")
+        object.__setattr__(self, "steps", tuple(given))
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -86,11 +104,29 @@ class Pipeline:
         return Pipeline(self.steps + more)
 
 
-class Registry:
-    """Names of steps. A registry is a value; nothing registers globally."""
+def _instead(step: Any) -> str:
+    """What to write in the place of something that is no step."""
+    if isinstance(step, type):
+        return "; write its name with parentheses, for an instance"
+    if isinstance(step, str):
+        return f"; give pipeline=[{step!r}, ...], where texts are parsed, or passes.registry().parse({step!r}).steps"
+    return "; pass instances"
 
-    def __init__(self, steps: Iterable[type[Step]]):
+
+DEFAULT = "default"
+
+
+class Registry:
+    """Names of steps. A registry is a value; nothing registers globally.
+
+    Args:
+        steps: classes of steps, which have names.
+        default: what the name ``default`` stands for in texts: its steps, written out. None for nothing.
+    """
+
+    def __init__(self, steps: Iterable[type[Step]], default: Pipeline | None = None):
         self.steps: Mapping[str, type[Step]] = {step.name: step for step in steps}
+        self.default = default
 
     def with_plugins(self) -> Registry:
         """This registry and the steps of other distributions (entry points in the group ``torch_rewrite.passes``).
@@ -106,12 +142,12 @@ class Registry:
                 continue
             if not (isinstance(step, type) and issubclass(step, (Pass, Rule))):
                 warnings.warn(f"plug-in '{point.name}' ({point.value}) is not a Pass or Rule class", stacklevel=2)
-            elif step.name in steps:
+            elif step.name in steps or step.name == DEFAULT:
                 warnings.warn(f"plug-in '{point.name}' ({point.value}) takes the name '{step.name}', which exists; "
                               f"it is left out", stacklevel=2)  # fmt: skip
             else:
                 steps[step.name] = step
-        return Registry(steps.values())
+        return Registry(steps.values(), self.default)
 
     def parse(self, text: str) -> Pipeline:
         """A pipeline from its text.
@@ -119,7 +155,14 @@ class Registry:
         Raises:
             PipelineError: an unknown name or option (with the nearest one), or a malformed text.
         """
-        return Pipeline(tuple(self._step(part) for part in _split(text)))
+        return Pipeline(tuple(step for part in _split(text) for step in self._steps(part)))
+
+    def _steps(self, text: str) -> tuple[Step, ...]:
+        if self.default is None or not re.match(rf"\s*{DEFAULT}\s*(\{{|$)", text):
+            return (self._step(text),)
+        if text.strip() != DEFAULT:
+            raise PipelineError(f"'{DEFAULT}' stands for several passes and has no options; name the pass that has")
+        return self.default.steps
 
     def _step(self, text: str) -> Step:
         found = re.fullmatch(r"([\w-]+)\s*(?:\{(.*)\})?", text.strip(), re.DOTALL)
@@ -128,7 +171,7 @@ class Registry:
         name, options = found[1], found[2]
         step = self.steps.get(name)
         if step is None:
-            raise PipelineError(f"there is no pass '{name}'{nearest(name, self.steps)}")
+            raise PipelineError(f"there is no pass '{name}'{nearest(name, self._names())}")
         known = {spec.name: spec for spec in dataclasses.fields(step) if spec.init}
         values: dict[str, Any] = {}
         for part in _split(options or ""):
@@ -145,6 +188,9 @@ class Registry:
             return step(**values)
         except (TypeError, ValueError) as error:
             raise PipelineError(f"pass '{name}' does not take these options: {error}") from error
+
+    def _names(self) -> tuple[str, ...]:
+        return (*self.steps, *(() if self.default is None else (DEFAULT,)))
 
 
 def parse_value(text: str) -> Any:

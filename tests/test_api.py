@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import passes
 import rewrite
 from rewrite import (
     CaptureError,
@@ -144,6 +145,19 @@ def test_pipeline_text_objects_and_exclusion(model, x):
     kept = eager(model, x, exclude="norm")
     assert any("batch_norm" in str(node.target) for node in kept.graph_module.graph.nodes)
     torch.testing.assert_close(kept(x), model(x))
+
+
+def test_the_default_and_more(model, x):
+    default, live = passes.default_pipeline(), passes.live_pipeline()
+    fast = eager(model, x, pipeline="default, split-support, fold-constants")
+    assert fast.report.pipeline == f"{default}, split-support, fold-constants"
+    assert len(fast.report.diff()) == len(eager(model, x).report.diff())
+    fast = eager(model, x, pipeline=["default", Shifted(), "simplify, fold-constants"], fuel=0)
+    assert fast.report.pipeline == f"{default}, shifted, simplify, fold-constants"
+    assert eager(model, x, pipeline=[default, Shifted()], fuel=0).report.pipeline == f"{default}, shifted"
+    # of transform the default is what it runs by itself, which keeps weights live
+    assert transform(model, x, "default, simplify").report.pipeline == f"{live}, simplify"
+    assert transform(model, x, ["default", Shifted()], fuel=0).report.pipeline == f"{live}, shifted"
 
 
 def test_a_pass_within_a_pass_and_a_shared_module_are_excluded(x):

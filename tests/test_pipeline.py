@@ -122,6 +122,47 @@ def test_pipelines_add_up():
     assert Pipeline((Many(),)) + Strict() + Pipeline((Many(),)) == Pipeline((Many(), Strict(), Many()))
 
 
+SHORT = Registry((*passes.STEPS, Strict), passes.default_pipeline())
+
+
+def test_the_default_has_a_name_that_is_written_out():
+    default = passes.default_pipeline()
+    found = SHORT.parse("strict, default , strict{size=2}")
+    assert found == Pipeline((Strict(), *default, Strict(2)))
+    assert str(found) == f"strict, {default}, strict{{size=2}}"
+    assert SHORT.parse(str(found)) == found
+    assert passes.registry().parse("default") == default
+    assert passes.registry(passes.live_pipeline()).parse("default") == passes.live_pipeline()
+
+
+def test_the_name_of_the_default_is_known_where_there_is_one():
+    with pytest.raises(PipelineError, match=r"no pass 'defualt'; did you mean 'default'\?"):
+        SHORT.parse("defualt")
+    with pytest.raises(PipelineError, match="'default' stands for several passes and has no options"):
+        SHORT.parse("default{size=2}")
+    with pytest.raises(PipelineError, match="there is no pass 'default'"):
+        REGISTRY.parse("default")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("simplify", r"'simplify' is text; give the text itself as pipeline=, or .*parse"),
+        (Many(), r"takes a tuple of passes and rules, not Many\(.*write Pipeline\(\(step,\)\)"),
+        (("simplify",), r"'simplify' is neither a pass nor a rule; give pipeline=\['simplify', \.\.\.\]"),
+        ((Many,), "is neither a pass nor a rule; write its name with parentheses"),
+        ((3,), "3 is neither a pass nor a rule; pass instances"),
+    ],
+)
+def test_what_is_no_step_is_refused_at_once(steps, message):
+    with pytest.raises(PipelineError, match=message):
+        Pipeline(steps)
+
+
+def test_a_list_of_steps_becomes_a_tuple():
+    assert Pipeline([Many(), Strict()]) == Pipeline((Many(), Strict()))  # type: ignore[arg-type]
+
+
 def test_a_rule_stands_for_itself_as_a_step():
     assert rules_of(Strict(2)) == (Strict(2),)
 
@@ -181,6 +222,14 @@ def test_a_broken_plug_in_warns_with_its_name_and_harms_nothing(monkeypatch, val
     with pytest.warns(UserWarning, match=message):
         registry = passes.registry()
     assert registry.steps == Registry(passes.STEPS).steps
+
+
+def test_no_plug_in_takes_the_name_of_the_default(monkeypatch):
+    plug_in(monkeypatch, point("mine", "plugged.in:Named"))
+    monkeypatch.setitem(sys.modules, "plugged.in", SimpleNamespace(Named=type("Named", (Strict,), {"name": "default"})))
+    with pytest.warns(UserWarning, match="takes the name 'default', which exists; it is left out"):
+        registry = passes.registry()
+    assert registry.parse("default") == passes.default_pipeline()
 
 
 def test_the_default_pipeline_is_exact_element_by_element():

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def pipeline_of(given: Any, default: Pipeline | None = None) -> Pipeline:
-    """The pipeline that a user means: text, a pipeline, a step, or several; None for the default one.
+    """The pipeline that a user means: text, a pipeline, a step, or several of these; None for the default one.
+
+    Args:
+        given: what the user wrote.
+        default: what None and the name ``default`` in a text stand for; by default the default pipeline.
 
     Raises:
         PipelineError: an unknown pass or option, or something else.
@@ -34,19 +38,16 @@ def pipeline_of(given: Any, default: Pipeline | None = None) -> Pipeline:
     if given is None:
         return passes.default_pipeline() if default is None else default
     if isinstance(given, str):
-        return passes.registry().parse(given)
+        return passes.registry(default).parse(given)
     if isinstance(given, Pipeline):
         return given
-    steps = (given,) if isinstance(given, (Pass, Rule)) else given
+    parts = (given,) if isinstance(given, (Pass, Rule)) else given
     try:
-        steps = tuple(steps)
+        parts = tuple(parts)
     except TypeError:
         raise PipelineError(f"{given!r} is not a pipeline; pass its text, a Pipeline, passes or rules") from None
-    for step in steps:
-        if not isinstance(step, (Pass, Rule)):
-            hint = " (write its name with parentheses)" if isinstance(step, type) else ""
-            raise PipelineError(f"{step!r} is neither a pass nor a rule{hint}; pass instances")
-    return Pipeline(steps)
+    several = [pipeline_of(part, default) if isinstance(part, (str, Pipeline)) else (part,) for part in parts]
+    return Pipeline(tuple(step for steps in several for step in steps))
 
 
 def registered_steps() -> list[Step]:

@@ -53,7 +53,9 @@ def optimize(
         example_kwargs: keyword arguments of the example call.
         method: the method that the result computes instead of ``forward``, such as timm's ``"forward_features"``.
         pipeline: passes to run: text such as ``"simplify, reparameterize{max_kernel=31}"``, a
-            :class:`~rewrite.pipeline.Pipeline`, a rule or pass, or several. Default: every exact pass.
+            :class:`~rewrite.pipeline.Pipeline`, a rule or pass, or several of these. Default: every exact pass, for
+            which the name ``default`` stands in a text: ``"default, merge-support, fold-constants"``. What rules
+            compute from weights is folded by the ``fold-constants`` behind them.
         exclude: names of passes and rules that do not run, and paths of modules that are left as they are.
         verify: ``"default"`` checks each match and the whole model; ``"thorough"`` draws more, at full sizes; ``"off"``
             checks nothing.
@@ -124,7 +126,7 @@ def transform(
         model: a module in training or evaluation mode; for DistributedDataParallel the module itself, whose result is
             then wrapped.
         example_inputs: a tensor, or a tuple of the positional arguments.
-        pipeline: passes to run; default: the exact passes that keep weights live.
+        pipeline: passes to run; default, also under the name ``default``: the exact passes that keep weights live.
         example_kwargs, method, exclude, verify, fuel, plan, listeners: as in :func:`optimize`.
 
     Raises:

@@ -40,7 +40,8 @@ Method = Annotated[str | None, typer.Option(
 
 Steps = Annotated[str | None, typer.Option(
     "--pipeline", metavar="TEXT", show_default=False, rich_help_panel=REWRITING,
-    help='The passes to run, such as "simplify, fold-constants{floor=32}". Default: every exact pass.',
+    help='The passes to run, such as "simplify, fold-constants{floor=32}". Default: every exact pass, which "default" '
+         'stands for in a text.',
 )]  # fmt: skip
 Exclude = Annotated[list[str] | None, typer.Option(
     metavar="NAME", show_default=False, rich_help_panel=REWRITING,

@@ -12,6 +12,7 @@ from torch import nn
 
 from rewrite import Fidelity, Rule, backend, compat
 from rewrite.pattern import Call, Var
+from rewrite.pipeline import rules_of
 from rewrite.verdict import Verdict
 from tests.backend.compiling import Log, compiled
 from tests.backend.models import EACH, MODELS, distance, images
@@ -160,6 +161,12 @@ def test_options_of_optimize():
         log = Log()
         torch.testing.assert_close(compiled(model, **options)(x), model(x), rtol=1e-4, atol=1e-5)
         assert len(log.rewrites()) == rewrites, options
+
+
+def test_the_default_by_name_serves_every_instance_too():
+    by_name, by_default = (backend._recipe(backend.Options(pipeline=text)).pipeline for text in ("default", None))
+    assert by_name == by_default
+    assert not [rule.name for step in by_name for rule in rules_of(step) if rule.reads_values]
 
 
 @torch.no_grad()
