@@ -23,7 +23,7 @@ import passes
 from benchmarks import harness
 from benchmarks.corpus import NAMES, networks
 from rewrite.driver import Driver
-from rewrite.offers import offers
+from rewrite.offering import offers_in
 from rewrite.pipeline import rules_of
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
@@ -52,7 +52,7 @@ def study(name: str, model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any
         for rejection in record.rejections:
             raise AssertionError(f"{name}: {rejection.rule} was rejected: {rejection.reason}")
     graph.eliminate_dead()
-    offered = offers(graph, choices(), MatchVerifier())
+    offered = offers_in(graph, choices(), MatchVerifier())
     for failure in offered.failures:
         raise AssertionError(f"{name}: {failure}")
     refused: dict[str, Counter[str]] = {}

@@ -135,7 +135,7 @@ class Rule:
         pattern: what to find, for rules that do not write ``find``.
         radius: how many users beyond a change are looked at again.
         choice: neither side is better everywhere, as of a product with a matrix and a 1x1 convolution: made only where
-            a pipeline names the rule, otherwise offered as an alternative; see :mod:`rewrite.offers`.
+            a pipeline names the rule, otherwise offered as an alternative; see :mod:`rewrite.offering`.
         reads_values: the replacement holds for the present values of weights only: it is verified with these, and the
             model is rewritten anew when they change.
         rounds_weights: the weights of the replacement are equal to the model's up to a few roundings in their dtype, as

@@ -4,8 +4,10 @@ from rewrite.report.data import Report
 from rewrite.report.diff import Diff, Hunk
 from rewrite.report.explanation import Coverage, Explanation, explanation_of
 from rewrite.report.findings import Finding, Place
+from rewrite.report.offered import Alternative, Offered, offered_of
 from rewrite.report.refusals import refusals_text
 
 __all__ = [
-    "Coverage", "Diff", "Explanation", "Finding", "Hunk", "Place", "Report", "explanation_of", "refusals_text",
+    "Alternative", "Coverage", "Diff", "Explanation", "Finding", "Hunk", "Offered", "Place", "Report", "explanation_of",
+    "offered_of", "refusals_text",
 ]  # fmt: skip

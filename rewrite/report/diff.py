@@ -112,11 +112,22 @@ def diff_of(commits: Iterable[Commit], collapse: bool = False, algebra: bool = T
 
 def _hunk(commit: Commit, algebra: bool) -> Hunk:
     said = {commit.module, commit.source, f"by {commit.rule} #{commit.number}"}
-    symbols: dict[str, str] = {}
-    removed, added = ([_line(line, said, symbols) for line in side] for side in (commit.removed, commit.added))
-    if not algebra:
-        removed, added = _without_algebra(removed), _without_algebra(added)
+    removed, added = sides(commit.removed, commit.added, said, algebra)
     return Hunk(commit.rule, commit.number, commit.module, commit.source, commit.text, tuple(removed), tuple(added))
+
+
+def sides(removed: Iterable[str], added: Iterable[str], said: set[str], algebra: bool) -> tuple[list[str], list[str]]:
+    """Lines of the program before and after, as a hunk shows them.
+
+    Args:
+        removed: before.
+        added: after.
+        said: what of their comments the header says already.
+        algebra: show what computes new weights from old ones, instead of counting it.
+    """
+    symbols: dict[str, str] = {}
+    before, after = ([_line(line, said, symbols) for line in side] for side in (removed, added))
+    return (before, after) if algebra else (_without_algebra(before), _without_algebra(after))
 
 
 def _line(line: str, said: set[str], symbols: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passes import FilterBasis, FoldConstants
-from rewrite.offers import offers
+from rewrite.offering import offers_in
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
 from tests.passes.blocks import Block
@@ -130,6 +130,6 @@ def test_what_it_makes_is_no_miss():
 
 def test_the_cost_is_what_is_offered():
     graph = capture(plant(nn.Conv2d(6, 16, 3, padding=1), 2), (torch.randn(2, 6, 9, 8),)).graph
-    [offer] = offers(graph, [FilterBasis()], MatchVerifier())
+    [offer] = offers_in(graph, [FilterBasis()], MatchVerifier())
     assert offer.before.flops == 2 * 72 * 6 * 16 * 9
     assert offer.after.flops == 2 * 72 * 6 * 2 * (9 + 16)

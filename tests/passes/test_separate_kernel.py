@@ -14,7 +14,7 @@ from passes.low_rank import numerical_rank
 from rewrite import optimize
 from rewrite.flops import Sizes
 from rewrite.gain import work
-from rewrite.offers import offers
+from rewrite.offering import offers_in
 from rewrite.pipeline import Pipeline
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
@@ -138,7 +138,7 @@ def test_other_padding_stays_before_it(mode: str):
 
 def test_the_cost_is_what_is_offered():
     graph = capture(plant(nn.Conv2d(6, 6, 7, padding=3, groups=6), 1), (torch.randn(2, 6, 12, 12),)).graph
-    [offer] = offers(graph, [SeparateKernel()], MatchVerifier())
+    [offer] = offers_in(graph, [SeparateKernel()], MatchVerifier())
     assert offer.before.flops == 2 * 6 * 144 * 49
     assert offer.after.flops == 2 * 6 * 144 * 14
     assert offer.before == work(graph.calls(), Sizes(graph))

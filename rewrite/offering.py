@@ -96,7 +96,7 @@ class Offers:
         return len(self.offers)
 
 
-def offers(
+def offers_in(
     graph: Graph, rules: Iterable[Rule], verifier: Verifier | None = None, exclude: Iterable[str] = ()
 ) -> Offers:
     """Find, check, build and verify the matches of rules, and splice none of them.
@@ -116,7 +116,7 @@ def offers(
 
 
 class _Search:
-    """One call of :func:`offers`."""
+    """One call of :func:`offers_in`."""
 
     def __init__(self, graph: Graph, applier: Applier):
         self.graph, self.applier, self.sizes = graph, applier, Sizes(graph)
