@@ -86,9 +86,7 @@ def _checked(rule: Rule, match: Match) -> Refusal | None:
     """What the rule itself says of a match."""
     found: Any = rule.check(match)
     if found is not None and not isinstance(found, Refusal):
-        raise RuleError(
-            f"check of '{rule.name}' returned {found!r}; return None or Refusal(reason, culprit, remedy)"
-        )
+        raise RuleError(f"check of '{rule.name}' returned {found!r}; return None or Refusal(reason, culprit, remedy)")
     return found
 
 
