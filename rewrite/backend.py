@@ -22,6 +22,7 @@ import torch
 import passes
 from rewrite import compat
 from rewrite.api.arguments import freezing_rule, lowering_of, pipeline_of, step_exclusions
+from rewrite.api.folding import unfolded_note
 from rewrite.cost import count
 from rewrite.dynamo import Declined, executable, lift, refold, verify
 from rewrite.errors import InputError, VerificationError
@@ -184,9 +185,10 @@ class _Job:
             "verification": matching + verified - rewritten,
             "lowering": time.perf_counter() - verified,
         }
+        left = () if lifted.differentiate else unfolded_note(graph, recipe, records)
         report = Report(
             self.name, str(recipe.pipeline), records, count(original), count(graph), verdict, split,
-            strides_note(graph), versions(),
+            (*left, *strides_note(graph)), versions(),
         )  # fmt: skip
         self._remember(lifted.differentiate, report)
         commits = sum(len(record.commits) for record in records)

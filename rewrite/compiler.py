@@ -19,10 +19,13 @@ from rewrite.trace import capture, check_model, method_of, unwrap
 from rewrite.verify import sample_of, verify_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import nn
 
     from rewrite.cache import ProgramCache
     from rewrite.cache.store import Entry
+    from rewrite.driver import StepRecord
     from rewrite.graph import Graph
     from rewrite.recipe import Recipe, Settings
     from rewrite.result import Program
@@ -43,6 +46,7 @@ class Compiler:
         recipe: what is done to its graph.
         training: capture training behaviour and gradients; else the model has to be in evaluation mode.
         cache: keeps programs between processes; None for none. Not for training.
+        remark: what else the user should know of a rewritten graph, a sentence each.
 
     Raises:
         InputError, CaptureError: the model cannot be compiled, whatever the example.
@@ -52,6 +56,7 @@ class Compiler:
     recipe: Recipe
     training: bool = False
     cache: ProgramCache | None = None
+    remark: Callable[[Graph, Recipe, Sequence[StepRecord]], Sequence[str]] | None = None
     _begun: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +115,9 @@ class Compiler:
         if self.recipe.verify != "off":
             verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
         self._begun.set()
+        if self.remark is not None:
+            for note in self.remark(rewriting.graph, self.recipe, rewriting.records):
+                rewriting = rewriting.noting(note)
         program = rewriting.program(verdict)
         if self.training:  # the parameters are the model's, so there is nothing to save
             return program

@@ -136,6 +136,21 @@ def test_fuel_stops_anywhere(model, x):
         torch.testing.assert_close(fast(x), model(x))
 
 
+@pytest.mark.parametrize("end", ["", ", fold-constants{floor=0, growth=0}"])
+def test_algebra_that_runs_at_each_call_is_told(model, x, end):
+    """What fold-constants itself leaves, it leaves for a reason."""
+    notes = eager(model, x, pipeline="fold-batch-norm" + end).report.notes
+    assert notes == (() if end else ("9 operators on weights run at each call; end the pipeline with fold-constants",))
+
+
+def test_algebra_made_behind_fold_constants_is_told(model, x):
+    [note] = eager(model, x, pipeline="fold-constants, fold-batch-norm").report.notes
+    assert "fold-constants" in note
+    for settings in ({}, {"exclude": "fold-constants"}, {"fuel": 1}):
+        assert not eager(model, x, **settings).report.notes
+    assert not transform(model, x).report.notes
+
+
 def test_pipeline_text_objects_and_exclusion(model, x):
     text = "reparameterize{max_kernel=1}, fold-constants"
     fast = eager(model, x, pipeline=text)

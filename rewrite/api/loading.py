@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.api.arguments import lowering_of, pipeline_of
+from rewrite.api.folding import unfolded_note
 from rewrite.artifact import Artifact, refusing, unpacked
 from rewrite.cache import default_cache
 from rewrite.cache.keys import identity_or_none
@@ -149,4 +150,4 @@ def _compiler(model: nn.Module, settings: Settings) -> Callable[[tuple[Any, ...]
 
         return refuse
     recipe = Recipe(steps, settings.exclude, settings.verify, settings.fuel)  # type: ignore[arg-type]
-    return Compiler(model, recipe, cache=default_cache()).compile
+    return Compiler(model, recipe, cache=default_cache(), remark=unfolded_note).compile

@@ -9,6 +9,7 @@ from torch import nn
 import passes
 from rewrite import compat
 from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_live, require_original
+from rewrite.api.folding import unfolded_note
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
 from rewrite.errors import InputError
@@ -96,7 +97,7 @@ def optimize(
         raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners))
-    compiler = Compiler(model, recipe, cache=default_cache() if cache else None)
+    compiler = Compiler(model, recipe, cache=default_cache() if cache else None, remark=unfolded_note)
     result = OptimizedModule(model, compiler.compile, lowering_of(lower), shapes=Shapes(on_new_shape))
     if given:
         result.specialize(*call_of(example_inputs, example_kwargs))
