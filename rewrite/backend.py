@@ -27,6 +27,7 @@ from rewrite.cost import count
 from rewrite.dynamo import Declined, executable, lift, refold, verify
 from rewrite.errors import InputError, VerificationError
 from rewrite.events import emit, verdict_data
+from rewrite.flops import Sizes
 from rewrite.names import nearest
 from rewrite.pipeline import Pipeline, rules_of
 from rewrite.provenance import entry, module_path
@@ -188,7 +189,7 @@ class _Job:
         left = () if lifted.differentiate else unfolded_note(graph, recipe, records)
         report = Report(
             self.name, str(recipe.pipeline), records, count(original), count(graph), verdict, split,
-            (*left, *strides_note(graph)), versions(),
+            (*left, *strides_note(graph)), versions(), Sizes(original).per_sample,
         )  # fmt: skip
         self._remember(lifted.differentiate, report)
         commits = sum(len(record.commits) for record in records)

@@ -39,10 +39,14 @@ class Sizes:
 
     A symbol of the first dimension of an input is the batch and counts as 1. Any other is as large as in the example
     that the graph was captured with, or 1 where no example is known. A batch that is fixed in the graph stays as it is.
+
+    Attributes:
+        per_sample: whether a batch is free, so that counts are for one sample; else they are for a call.
     """
 
     def __init__(self, graph: Graph):
         self._numbers: dict[Any, int] = {}
+        self.per_sample = False
         batches: set[Any] = set()
         for node in graph.inputs:
             value = node.meta.get("val")
@@ -53,6 +57,7 @@ class Sizes:
             if isinstance(value, Tensor) and shape and isinstance(shape[0], torch.SymInt):
                 batches |= shape[0].node.expr.free_symbols
         self._numbers.update(dict.fromkeys(batches, 1))
+        self.per_sample = bool(batches)
 
     def number(self, size: int | torch.SymInt) -> int:
         """One size as a number."""

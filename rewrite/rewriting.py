@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rewrite.alone import alone
 from rewrite.cost import count
 from rewrite.errors import RuleError
+from rewrite.flops import Sizes
 from rewrite.listener import Listener
 from rewrite.plan import Plan
 from rewrite.report import Report
@@ -112,6 +113,7 @@ class Rewriting:
         report = Report(
             type(self.captured.model).__name__, str(recipe.pipeline), self.records, count(original), count(self.graph),
             verdict, split, (*self.captured.notes, *self.notes), versions(),
+            Sizes(original).per_sample,
         )  # fmt: skip
         values = recipe.value_rules(self.records)
         return Program(

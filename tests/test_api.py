@@ -140,7 +140,7 @@ def test_fuel_stops_anywhere(model, x):
 def test_algebra_that_runs_at_each_call_is_told(model, x, end):
     """What fold-constants itself leaves, it leaves for a reason."""
     notes = eager(model, x, pipeline="fold-batch-norm" + end).report.notes
-    assert notes == (() if end else ("9 operators on weights run at each call; end the pipeline with fold-constants",))
+    assert notes == (() if end else ("7 operators on weights run at each call; end the pipeline with fold-constants",))
 
 
 def test_algebra_made_behind_fold_constants_is_told(model, x):

@@ -228,6 +228,13 @@ def test_batch_is_one_sample_and_other_sizes_are_their_own():
     assert count(graph_of(halves, 8)).flops == 8
 
 
+def test_a_batch_that_the_model_fixes_is_counted_whole():
+    fixed = graph_of(Calls(lambda x: x.reshape(2, 12) * 2), 3, 4)
+    assert not Sizes(fixed).per_sample
+    assert count(fixed).flops == 24
+    assert Sizes(graph_of(Calls(lambda x: x * 2), 3, 4)).per_sample
+
+
 def test_size_arithmetic_and_getitem_are_no_operators():
     counts = count(graph_of(Calls(lambda x: x.split(2, 1)[0].reshape(x.shape[0] * 2, -1)), 4))
     assert counts.operators == 2

@@ -10,6 +10,7 @@ from rewrite.alone import alone
 from rewrite.api.arguments import call_of, exclusions_of, pipeline_of, registered_steps, step_of
 from rewrite.driver import Refused, Rejection, StepRecord
 from rewrite.errors import InputError
+from rewrite.flops import Sizes
 from rewrite.gain import total
 from rewrite.pipeline import Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
@@ -75,10 +76,11 @@ def explain(
     training = any(module.training for module in model.modules())
     captured = capture(model, *call_of(example_inputs, example_kwargs), training=training)
     name, whole = type(captured.model).__name__, total(captured.graph)
+    per_sample = Sizes(captured.graph).per_sample
     ran = steps.steps if asked is None else (asked,)
     with alone:
         records = recipe.apply(captured.graph) if asked is None else [_record(captured.graph, asked, recipe)]
-    return explanation_of(name, ran, records, whole, captured.notes, recipe.exclude)
+    return explanation_of(name, ran, records, whole, captured.notes, recipe.exclude, per_sample)
 
 
 def _source(model: nn.Module) -> nn.Module:

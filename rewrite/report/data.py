@@ -37,6 +37,7 @@ class Report:
         time: wall time in seconds by phase (capture, passes, verification, lowering, ...), without overlap.
         notes: what the user should know, a sentence each.
         versions: the versions that the run depended on, by name.
+        per_sample: whether arithmetic and activations were counted for one sample; else for a call, whose batch is fixed.
     """
 
     model_name: str
@@ -48,6 +49,7 @@ class Report:
     time: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    per_sample: bool = True
 
     def refusals(self, rule: str | None = None) -> list[Refused]:
         """The places where a rule (or any rule of a step) began to match and did not, with reason and remedy.
@@ -139,7 +141,10 @@ class Report:
         Raises:
             InputError: data of another format, or malformed.
         """
-        return cls(**report_fields(data, get_type_hints(cls)))
+        kinds = get_type_hints(cls)
+        if isinstance(data, Mapping) and "per_sample" not in data:  # it was always said to be so
+            del kinds["per_sample"]
+        return cls(**report_fields(data, kinds))
 
     def _require(self, rule: str | None) -> None:
         if rule is None:

@@ -31,7 +31,7 @@ def explanation_text(explanation: Explanation) -> str:
         _worthless([finding for finding in explanation if finding not in worth]),
         _nothing(explanation.coverage),
         [line for note in explanation.notes for line in wrapped("note  ", note)],
-        _estimate() if worth else [],
+        _estimate(explanation.per_sample) if worth else [],
     ]
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
 
@@ -108,9 +108,10 @@ def _nothing(coverage: Sequence[Coverage]) -> list[str]:
     )]  # fmt: skip
 
 
-def _estimate() -> list[str]:
+def _estimate(per_sample: bool) -> list[str]:
+    unit = "sample" if per_sample else "call"
     return wrapped("", f"Savings are estimates by a nominal roofline of {scaled(int(FLOPS_PER_SECOND), 'FLOP/s')} and "
-                       f"{scaled(int(BYTES_PER_SECOND), 'B/s')}, for one sample. Nothing was measured.")  # fmt: skip
+                       f"{scaled(int(BYTES_PER_SECOND), 'B/s')}, for one {unit}. Nothing was measured.")  # fmt: skip
 
 
 def _percent(share: float) -> str:

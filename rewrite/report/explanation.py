@@ -58,6 +58,7 @@ class Explanation:
         findings: what blocks rewrites, the largest estimated gain first.
         whole: the work of the model in one call, of which gains are a share.
         notes: what the user should know, a sentence each.
+        per_sample: whether work was counted for one sample; else for a call, whose batch is fixed.
     """
 
     model_name: str
@@ -66,6 +67,7 @@ class Explanation:
     findings: tuple[Finding, ...]
     whole: Work
     notes: tuple[str, ...] = ()
+    per_sample: bool = True
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
@@ -93,12 +95,13 @@ class Explanation:
             "whole": plain(self.whole),
             "roofline": {"flops_per_second": FLOPS_PER_SECOND, "bytes_per_second": BYTES_PER_SECOND},
             "notes": list(self.notes),
+            "per_sample": self.per_sample,
         }
 
 
 def explanation_of(
     model_name: str, steps: Sequence[Step], records: Sequence[StepRecord], whole: Work, notes: Sequence[str] = (),
-    exclude: Collection[str] = (),
+    exclude: Collection[str] = (), per_sample: bool = True,
 ) -> Explanation:  # fmt: skip
     """The explanation of a run. What a rule said in its last step counts: what was in its way before is gone.
 
@@ -109,6 +112,7 @@ def explanation_of(
         whole: the work of the model as captured.
         notes: what the user should know.
         exclude: names of steps and rules that did not run.
+        per_sample: whether work was counted for one sample; else for a call.
     """
     ran = [
         (rule, record)
@@ -123,7 +127,7 @@ def explanation_of(
     text = ", ".join(map(step_text, steps))
     out = dict.fromkeys(rule.name for step in steps for rule in rules_of(step) if rule.name not in rules)
     left = [f"{', '.join(out)} did not run: exclude names it"] if out else []
-    return Explanation(model_name, text, coverage, findings_of(final, whole), whole, (*notes, *left))
+    return Explanation(model_name, text, coverage, findings_of(final, whole), whole, (*notes, *left), per_sample)
 
 
 def _of_rules(record: StepRecord, names: set[str]) -> StepRecord:

@@ -12,7 +12,6 @@ from rewrite.report.text import scaled, table, wrapped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rewrite.cost import Counts
     from rewrite.driver import Refused, Rejection, StepRecord
     from rewrite.report.data import Report
     from rewrite.verdict import Verdict
@@ -67,7 +66,7 @@ def report_text(report: Report) -> str:
     paragraphs = [
         [f"{report.model_name}{f' ({made})' if made else ''}", *wrapped("pipeline  ", report.pipeline)],
         _passes(report.records) if report.records else [],
-        _costs(report.before, report.after),
+        _costs(report),
         [*wrapped("verification  ", _verification(report.model_verdict)), *wrapped("time  ", _split(report))],
         [line for note in report.notes for line in wrapped("note  ", note)],
     ]
@@ -123,17 +122,18 @@ def _short(name: str) -> str:
     return textwrap.shorten(name, _NAME, placeholder="...") if " " in name else name[:_NAME]
 
 
-def _costs(before: Counts, after: Counts) -> list[str]:
+def _costs(report: Report) -> list[str]:
+    unit_of_work = "sample" if report.per_sample else "call"
     rows = [("", "before", "after", "change")]
     for label, name, unit in (
         ("weight-bearing operators", "weight_bearing", ""),
         ("operators", "operators", ""),
         ("parameters", "parameters", None),
         ("weights", "weight_bytes", "B"),
-        ("FLOPs per sample", "flops", None),
-        ("activations written per sample", "activation_bytes", "B"),
+        (f"FLOPs per {unit_of_work}", "flops", None),
+        (f"activations written per {unit_of_work}", "activation_bytes", "B"),
     ):
-        old, new = getattr(before, name), getattr(after, name)
+        old, new = getattr(report.before, name), getattr(report.after, name)
         texts = [str(number) if unit == "" else scaled(number, unit or "") for number in (old, new)]
         rows.append((label, *texts, f"{100 * (new - old) / old:+.0f} %" if old else ""))  # type: ignore[arg-type]
     return table(rows)

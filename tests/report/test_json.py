@@ -78,6 +78,9 @@ def test_fields_that_are_new_take_their_defaults():
     for commit in data["steps"][1]["commits"]:
         del commit["text"]
     assert all(commit.text == "" for commit in Report.from_dict(data).records[1].commits)
+    del data["per_sample"]
+    assert Report.from_dict(data).per_sample
+    assert not Report.from_dict({**data, "per_sample": False}).per_sample
 
 
 def test_types_of_every_kind():

@@ -38,6 +38,13 @@ def test_the_whole_report():
     assert repr(report()) == TEXT
 
 
+def test_counts_of_a_fixed_batch_are_those_of_a_call():
+    text = str(report(per_sample=False))
+    assert "FLOPs per call" in text
+    assert "activations written per call" in text
+    assert "per sample" not in text
+
+
 def test_html_is_the_text_escaped():
     shown = report(notes=("a < b",))._repr_html_()
     assert "a &lt; b" in shown
