@@ -13,7 +13,7 @@ from passes import affine, compose, layout
 from passes.costs import Cost, groups, weight_bytes, width
 from rewrite.flops import Sizes, flops
 from rewrite.ops import Convolution, Copy, Linear, Pad, Permute, Reshape, value, view, view_as
-from rewrite.provenance import called, function_name
+from rewrite.provenance import called, function_name, origin
 from rewrite.rule import Refusal
 
 if TYPE_CHECKING:
@@ -156,16 +156,19 @@ class Pair:
 
     def border_refusal(self) -> Refusal | None:
         """Why the border would be another: zeros that the second layer reads and the merged one would not."""
-        unbiased = f"build {called(self.first.node)} with bias=False"
+        # where a rule made the first layer, what it folded in is the bias, and no argument of the user's layer
+        made, first = origin(self.first.node) is not None, called(self.first.node)
+        unbiased = "" if made else f"build {first} with bias=False"
         for pad in filter(None, (view_as(step.node, Pad) for step in self.between)):
             if pad.mode != "constant" or not any(amount > 0 for pair in pad.amounts for amount in pair):
                 continue
             if pad.fill != 0:
                 reason = "the value between the two is padded with a constant other than zero"
-                return Refusal(reason, pad.node, "pad with zeros" + (f" and {unbiased}" if self.first.bias else ""))
+                more = f" and {unbiased}" if self.first.bias is not None and unbiased else ""
+                return Refusal(reason, pad.node, f"pad with zeros{more}")
             if self.first.bias is not None:
                 reason = "the value between the two is padded with zeros, which the first one's bias would move"
-                return Refusal(reason, pad.node, unbiased)
+                return Refusal(reason, pad.node, unbiased or f"take {called(pad.node)} out from between")
         second = self.second
         if isinstance(second, Linear) or compose.is_pointwise(second):
             return None
@@ -173,12 +176,13 @@ class Pair:
             if self.first.bias is None:
                 return None
             return Refusal("the first one's bias meets fewer taps of the transposed convolution at its border",
-                           second.node, unbiased)  # fmt: skip
+                           second.node, unbiased or f"take the shift out of what is folded into {first}")  # fmt: skip
         if not self.reaches[1].pads:
             return None
         if self.first.bias is not None:
             return Refusal("the second convolution pads with zeros, which the first one's bias would move", second.node,
-                           f"{unbiased}, or {called(second.node)} with padding=0")  # fmt: skip
+                           f"{unbiased}, or {called(second.node)} with padding=0" if unbiased
+                           else f"build {called(second.node)} with padding=0")  # fmt: skip
         sizes: list[Any] = list(value(self.first.input).shape[2:])
         known = [size if isinstance(size, int) else None for size in sizes]
         if self.kept is None and not compose.ends_in_zeros(*self.reaches, known):

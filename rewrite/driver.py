@@ -123,7 +123,15 @@ class Refused:
 
 @dataclass
 class StepRecord:
-    """What one step of the pipeline did."""
+    """What one step of the pipeline did.
+
+    Attributes:
+        step: its text.
+        commits, rejections: the rewrites that were made, and those that were not.
+        refused: the misses that are left when the pipeline ends: what a later step replaced is in nobody's way.
+        seconds, verify_seconds, draws: what it took.
+        rules: the names of the rules that ran.
+    """
 
     step: str
     commits: list[Commit] = field(default_factory=list)
@@ -132,6 +140,7 @@ class StepRecord:
     seconds: float = 0.0
     verify_seconds: float = 0.0
     draws: int = 0
+    rules: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -189,6 +198,7 @@ class Driver:
                 listener.step_started(step, self.graph)
             started = time.perf_counter()
             if step.name not in self.exclude:
+                record.rules = tuple(rule.name for rule in rules_of(step) if rule.name not in self.exclude)
                 self.graph.eliminate_dead()  # a rule that asks who reads a value must not be told of dead readers
                 self.strategy(StepRun(self, step, record))
             record.seconds = time.perf_counter() - started
@@ -196,6 +206,10 @@ class Driver:
                 listener.step_finished(record, self.graph)
         if self.commits or released:
             strides.restore(self.graph)
+        left = {node.name for node in self.graph.nodes}
+        for record in self.records:
+            # a later step replaced what this one was refused at
+            record.refused = [refused for refused in record.refused if refused.node in left]
         return self.records
 
     @property

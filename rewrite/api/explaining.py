@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -14,7 +15,7 @@ from rewrite.flops import Sizes
 from rewrite.gain import total
 from rewrite.pipeline import Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
-from rewrite.report import Explanation, explanation_of
+from rewrite.report import Explanation, explanation_of, record_of
 from rewrite.result import Alone, source_of
 from rewrite.trace import bound, capture, unwrap
 
@@ -111,19 +112,36 @@ def _others(pipeline: Pipeline) -> tuple[Step, ...]:
 
 
 def _record(graph: Graph, step: Step, recipe: Recipe) -> StepRecord:
-    """What a step finds, at the nearer of the beginning and the end of a recipe whose other rules have run."""
+    """What a step finds, at the nearer of the beginning and its place in a recipe; without one, the recipe's end."""
     early, late = graph.copy(), graph
     alone = Recipe(Pipeline((step,)), recipe.exclude, recipe.verify)
     names = tuple(rule.name for rule in rules_of(step))
     [first] = alone.apply(early)
-    Recipe(recipe.pipeline, (*recipe.exclude, *names), recipe.verify).apply(late)
-    [second] = alone.apply(late)
+    second = _in_place(late, step, recipe)
+    if second is None:
+        Recipe(recipe.pipeline, (*recipe.exclude, *names), recipe.verify).apply(late)
+        [second] = alone.apply(late)
     return StepRecord(
         step_text(step),
         max(second.commits, first.commits, key=len),
         _nearer(_without(first.refused, second), _without(second.refused, first)),
         _nearer(_without(first.rejections, second), _without(second.rejections, first)),
     )
+
+
+def _in_place(graph: Graph, step: Step, recipe: Recipe) -> StepRecord | None:
+    """What the rules of a step find where a recipe runs them, the last time; None where it does not run them all.
+
+    Elsewhere other rules would take their places.
+    """
+    rules = set(rules_of(step))
+    places = [i for i, other in enumerate(recipe.pipeline) if rules.issubset(rules_of(other))]
+    if not places:
+        return None
+    records = recipe.apply(graph)
+    names = {rule.name for rule in rules}
+    found = [record_of(records[i], names) for i in places]
+    return replace(found[-1], step=step_text(step), commits=[commit for record in found for commit in record.commits])
 
 
 def _without(blocked: Iterable[T], other: StepRecord) -> list[T]:

@@ -2,12 +2,12 @@
 
 from rewrite.report.data import Report
 from rewrite.report.diff import Diff, Hunk
-from rewrite.report.explanation import Coverage, Explanation, explanation_of
+from rewrite.report.explanation import Coverage, Explanation, explanation_of, record_of
 from rewrite.report.findings import Finding, Place
 from rewrite.report.offered import Alternative, Offered, offered_of
 from rewrite.report.refusals import refusals_text
 
 __all__ = [
     "Alternative", "Coverage", "Diff", "Explanation", "Finding", "Hunk", "Offered", "Place", "Report", "explanation_of",
-    "offered_of", "refusals_text",
+    "offered_of", "record_of", "refusals_text",
 ]  # fmt: skip

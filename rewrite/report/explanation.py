@@ -123,14 +123,14 @@ def explanation_of(
     last = {rule.name: record for rule, record in ran}
     rules = {rule.name: rule for rule, _ in ran}
     coverage = tuple(_coverage(rule, last[rule.name], records) for rule in rules.values())
-    final = [_of_rules(record, {name for name in rules if last[name] is record}) for record in records]
+    final = [record_of(record, {name for name in rules if last[name] is record}) for record in records]
     text = ", ".join(map(step_text, steps))
     out = dict.fromkeys(rule.name for step in steps for rule in rules_of(step) if rule.name not in rules)
     left = [f"{', '.join(out)} did not run: exclude names it"] if out else []
     return Explanation(model_name, text, coverage, findings_of(final, whole), whole, (*notes, *left), per_sample)
 
 
-def _of_rules(record: StepRecord, names: set[str]) -> StepRecord:
+def record_of(record: StepRecord, names: set[str]) -> StepRecord:
     """The record of some rules of a step."""
     return replace(
         record,
@@ -142,6 +142,6 @@ def _of_rules(record: StepRecord, names: set[str]) -> StepRecord:
 
 def _coverage(rule: Rule, last: StepRecord, records: Iterable[StepRecord]) -> Coverage:
     matched = sum(commit.rule == rule.name for record in records for commit in record.commits)
-    said = _of_rules(last, {rule.name})
+    said = record_of(last, {rule.name})
     starts = rule.starts or (str(rule.pattern) if rule.pattern is not None else "")
     return Coverage(rule.name, last.name, matched, len(said.refused) + len(said.rejections), starts)
