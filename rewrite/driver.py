@@ -90,6 +90,9 @@ class Rejection:
     text: str = ""
     gain: Work = NOTHING
 
+    def __str__(self) -> str:
+        return f"{self.rule} at {_placed(self)}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -119,6 +122,26 @@ class Refused:
     culprit_line: str = ""
     culprit_text: str = ""
     gain: Work = NOTHING
+
+    @property
+    def why(self) -> str:
+        """The reason with the node that is in the way, and the remedy."""
+        text = f"{self.reason}: {self.culprit}" if self.culprit else self.reason
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+    @property
+    def place(self) -> str:
+        """Where the rule looked: ``'add_3' (model.py:41, stages.0)``."""
+        return _placed(self)
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.place}: {self.why}"
+
+
+def _placed(item: Refused | Rejection) -> str:
+    where = ", ".join(part for part in (item.source, item.module) if part)
+    node = f"'{item.node}'" if item.node else ""
+    return f"{node} ({where})" if node and where else node or where or "the whole program"
 
 
 @dataclass

@@ -114,7 +114,8 @@ class Decisions(Listener):
     def step_finished(self, record: StepRecord, graph: Graph) -> None:
         """Log the end of a step."""
         counts = {"commits": len(record.commits), "refused": len(record.refused), "rejected": len(record.rejections)}
-        said = ", ".join(f"{count} {name}" for name, count in counts.items())
+        made = f"{len(record.commits)} commit{'s' * (len(record.commits) != 1)}"
+        said = f"{made}, {len(record.refused)} refused, {len(record.rejections)} rejected"
         emit("step-finished", f"{record.step}: {said} in {record.seconds:.2f} s", logging.INFO, step=record.step,
              seconds=record.seconds, verify_seconds=record.verify_seconds, draws=record.draws, **counts)  # fmt: skip
 

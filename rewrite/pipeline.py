@@ -48,6 +48,17 @@ def rules_of(step: Step) -> tuple[Rule, ...]:
     return (step,) if isinstance(step, Rule) else step.rules()
 
 
+def known_names() -> set[str]:
+    """The names of every pass and rule whose class is defined so far, whether a pipeline has them or not."""
+    found: set[type[Step]] = set()
+    classes: list[type[Step]] = [Pass, Rule]
+    while classes:
+        below = classes.pop().__subclasses__()
+        classes += [step for step in below if step not in found]
+        found.update(below)
+    return {step.name for step in found if step.name}
+
+
 def step_text(step: Step) -> str:
     """A step as pipelines write it: ``name{option=value, ...}``."""
     options = [

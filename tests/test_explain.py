@@ -215,6 +215,35 @@ def test_what_another_rule_takes_is_explained_where_it_began():
     assert "pads with zeros" in found.reason
 
 
+class Adapted(nn.Module):
+    """A layer with an adapter of low rank, and another layer over the same input."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.down, self.up = nn.Linear(16, 2, bias=False), nn.Linear(2, 16, bias=False)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base(x) + self.up(self.drop(self.down(x))), self.other(x)
+
+
+def test_what_a_later_step_replaces_is_no_miss():
+    """The two layers are too narrow to be one by themselves, and then become a part of the one beside them."""
+    model = Adapted().eval()
+    missed = explain(model, torch.randn(2, 16), pipeline="simplify, merge-linear")
+    assert [finding.rule for finding in missed] == ["merge-linear"]
+    found = explain(model, torch.randn(2, 16), pipeline="simplify, merge-linear, merge-low-rank")
+    assert [(rule.matched, rule.blocked) for rule in found.coverage[-2:]] == [(0, 0), (1, 0)]
+    assert not found
+
+
+def test_a_rule_is_asked_at_its_own_place_in_the_pipeline():
+    """Without it the next rule would merge the layers that it needs."""
+    found = explain(Adapted().eval(), torch.randn(2, 16), "merge-low-rank")
+    assert [(rule.matched, rule.blocked) for rule in found.coverage] == [(1, 0)]
+
+
 def test_a_pipeline_of_ones_own_is_all_that_is_explained(blocked: nn.Module):
     found = explain(blocked, IMAGE, pipeline="simplify, fold-layer-scale")
     assert {rule.step for rule in found.coverage} == {"simplify", "fold-layer-scale"}

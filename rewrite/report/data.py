@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -12,14 +12,17 @@ from rewrite.cost import Counts
 from rewrite.driver import Commit, Rejection, StepRecord
 from rewrite.errors import InputError
 from rewrite.names import nearest
+from rewrite.pipeline import known_names
 from rewrite.report.diff import Diff, diff_of
 from rewrite.report.json import report_data, report_fields
+from rewrite.report.refusals import Refusals, Rejections
 from rewrite.report.script import reproduction
 from rewrite.report.table import report_text, rule_names
 from rewrite.verdict import Verdict
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from rewrite.driver import Refused
 
@@ -37,7 +40,7 @@ class Report:
         time: wall time in seconds by phase (capture, passes, verification, lowering, ...), without overlap.
         notes: what the user should know, a sentence each.
         versions: the versions that the run depended on, by name.
-        per_sample: whether arithmetic and activations were counted for one sample; else for a call, whose batch is fixed.
+        per_sample: whether arithmetic and activations were counted for one sample; else for a whole call.
     """
 
     model_name: str
@@ -51,21 +54,21 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     per_sample: bool = True
 
-    def refusals(self, rule: str | None = None) -> list[Refused]:
+    def refusals(self, rule: str | None = None) -> Refusals:
         """The places where a rule (or any rule of a step) began to match and did not, with reason and remedy.
 
-        :func:`rewrite.report.refusals_text` gives them grouped, as text.
+        A list, printed in groups, as :func:`rewrite.report.refusals_text` has them.
 
         Raises:
-            InputError: nothing of that name ran.
+            InputError: there is no rule or step of that name.
         """
-        self._require(rule)
-        return [
+        self._require(rule, (refused for record in self.records for refused in record.refused))
+        return Refusals(
             refused
             for record in self.records
             for refused in record.refused
             if rule in (None, refused.rule, record.name)
-        ]
+        )
 
     def diff(self, rule: str | None = None, collapse: bool = False, algebra: bool = True) -> Diff:
         """What a rule or a step (or, by default, the run) changed, as a unified diff of the program.
@@ -77,25 +80,42 @@ class Report:
                 else are left out.
 
         Raises:
-            InputError: nothing of that name ran.
+            InputError: there is no rule or step of that name.
         """
-        self._require(rule)
         commits = [commit for record in self.records for commit in record.commits]
-        return diff_of([commit for commit in commits if rule in (None, commit.rule, commit.step)], collapse, algebra)
+        self._require(rule, commits)
+        chosen = [commit for commit in commits if rule in (None, commit.rule, commit.step)]
+        return replace(diff_of(chosen, collapse, algebra), none=self._nothing(rule, bool(chosen)))
 
-    def rejections(self, rule: str | None = None) -> list[Rejection]:
+    def _nothing(self, rule: str | None, made: bool) -> str:
+        """What an empty diff prints."""
+        if made:
+            return "(no rewrites but of algebra on weights)"
+        if rule is None:
+            return "(no rewrites)"
+        if rule in self._ran:
+            return f"({rule} made no rewrites in this run)"
+        return f"({rule} did not run: the pipeline is {self.pipeline})"
+
+    @property
+    def _ran(self) -> set[str]:
+        return {name for record in self.records for name in (record.name, *record.rules, *rule_names(record))}
+
+    def rejections(self, rule: str | None = None) -> Rejections:
         """The matches of a rule (or of any rule of a step) that were not made: they are not equal, or the rule failed.
 
+        A list, printed as a paragraph for each.
+
         Raises:
-            InputError: nothing of that name ran.
+            InputError: there is no rule or step of that name.
         """
-        self._require(rule)
-        return [
+        self._require(rule, (rejection for record in self.records for rejection in record.rejections))
+        return Rejections(
             rejection
             for record in self.records
             for rejection in record.rejections
             if rule in (None, rejection.rule, record.name)
-        ]
+        )
 
     def reproduce(self, rewrite: int | Commit | Rejection, path: str | os.PathLike[str] | None = None) -> str:
         """One rewrite, or one rejected match, as a script that needs torch alone.
@@ -141,20 +161,16 @@ class Report:
         Raises:
             InputError: data of another format, or malformed.
         """
-        kinds = get_type_hints(cls)
-        if isinstance(data, Mapping) and "per_sample" not in data:  # it was always said to be so
-            del kinds["per_sample"]
-        return cls(**report_fields(data, kinds))
+        return cls(**report_fields(data, get_type_hints(cls)))
 
-    def _require(self, rule: str | None) -> None:
-        if rule is None:
+    def _require(self, rule: str | None, likely: Iterable[Commit | Refused | Rejection]) -> None:
+        """Check a name; for an unknown one the nearest of those that made what is asked for is suggested."""
+        if rule is None or rule in self._ran or rule in known_names():
             return
-        known = {record.name for record in self.records}
-        known.update(name for record in self.records for name in rule_names(record))
-        if rule not in known:
-            fired = dict.fromkeys(commit.rule for record in self.records for commit in record.commits)
-            made = f"rewrites were made by {', '.join(fired)}" if fired else "no rule made a rewrite"
-            raise InputError(f"no rule or step '{rule}' did anything in this run ({made}){nearest(rule, known)}")
+        fired = dict.fromkeys(commit.rule for record in self.records for commit in record.commits)
+        made = f"rewrites were made by {', '.join(fired)}" if fired else "no rule made a rewrite"
+        names = {item.rule for item in likely}
+        raise InputError(f"there is no rule or step '{rule}' ({made}){nearest(rule, names) if names else ''}")
 
     def __str__(self) -> str:
         return report_text(self)

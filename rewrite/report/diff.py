@@ -68,9 +68,10 @@ class Hunk:
 
 @dataclass(frozen=True)
 class Diff:
-    """Rewrites in the order in which they were made; ``str(diff)`` is the text."""
+    """Rewrites in the order in which they were made; ``str(diff)`` is the text, ``none`` where there are none."""
 
     hunks: tuple[Hunk, ...]
+    none: str = "(no rewrites)"
 
     def __len__(self) -> int:
         return len(self.hunks)
@@ -79,7 +80,7 @@ class Diff:
         return iter(self.hunks)
 
     def __str__(self) -> str:
-        return "\n\n".join(map(str, self.hunks)) if self.hunks else "(no rewrites)"
+        return "\n\n".join(map(str, self.hunks)) if self.hunks else self.none
 
     def _repr_html_(self) -> str:
         lines = []

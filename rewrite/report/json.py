@@ -19,6 +19,9 @@ FORMAT = 2
 _KEYS = {"model_name": "model", "records": "steps", "model_verdict": "verification"}
 """The fields of a report that go by another name in its data."""
 
+_NEW = frozenset({"per_sample"})
+"""Those that data of this format may lack."""
+
 
 def report_data(report: Report) -> dict[str, Any]:
     """All of a report as dictionaries, lists, strings and finite numbers, for ``json.dumps``."""
@@ -47,7 +50,8 @@ def report_fields(data: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
     if found != FORMAT:
         raise InputError(f"the report has format {found!r}, and this version reads {FORMAT}; pass what to_dict gave")
     try:
-        return {name: restored(kind, data[_KEYS.get(name, name)]) for name, kind in kinds.items()}
+        named = {name: _KEYS.get(name, name) for name in kinds if name not in _NEW or name in data}
+        return {name: restored(kinds[name], data[key]) for name, key in named.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the report is malformed ({error!r}); pass what to_dict gave") from error
 

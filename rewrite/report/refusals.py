@@ -10,7 +10,7 @@ from rewrite.report.text import wrapped
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rewrite.driver import Refused
+    from rewrite.driver import Refused, Rejection
 
 _PLACE = re.compile(r"'[^']*'(?: \([^()]*\))?")
 
@@ -29,28 +29,29 @@ def without_places(text: str) -> str:
     return _PLACE.sub("''", text)
 
 
-def reason_text(refused: Refused) -> str:
-    """A reason with the node that is in the way, and the remedy."""
-    text = refused.reason
-    if refused.culprit:
-        text += f": {refused.culprit}"
-    return f"{text} ({refused.remedy})" if refused.remedy else text
-
-
-def place_text(refused: Refused) -> str:
-    """Where a rule looked: ``'add_3' (model.py:41, stages.0)``."""
-    where = ", ".join(part for part in (refused.source, refused.module) if part)
-    return f"'{refused.node}' ({where})" if where else f"'{refused.node}'"
-
-
 def refusals_text(refusals: Iterable[Refused], places: int = 3) -> str:
     """Refusals as text, a paragraph for each rule and reason, with the first ``places`` places of each."""
     lines: list[str] = []
     for group in groups(refusals):
         first = group[0]
-        lines += wrapped("", f"{first.rule}, {len(group)} x: {reason_text(first)}", 4)
+        lines += wrapped("", f"{first.rule}, {len(group)} x: {first.why}", 4)
         for refused in group[:places]:
-            lines += wrapped("  ", f"at {place_text(refused)}", 4)
+            lines += wrapped("  ", f"at {refused.place}", 4)
         if len(group) > places:
             lines.append(f"  and {len(group) - places} more")
     return "\n".join(lines)
+
+
+class Refusals(list["Refused"]):
+    """A list that prints as :func:`refusals_text`."""
+
+    def __repr__(self) -> str:
+        return refusals_text(self) or "(nothing was refused)"
+
+
+class Rejections(list["Rejection"]):
+    """A list that prints as a paragraph for each."""
+
+    def __repr__(self) -> str:
+        lines = [line for rejection in self for line in wrapped("", str(rejection), 4)]
+        return "\n".join(lines) or "(nothing was rejected)"

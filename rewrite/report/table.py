@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rewrite.report.refusals import groups, reason_text
+from rewrite.report.refusals import groups
 from rewrite.report.text import scaled, table, wrapped
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Row:
         lines = []
         if self.refused:
             group = groups(self.refused)[0]
-            lines.append(f"refused {_part(len(group), len(self.refused))}: {reason_text(group[0])}")
+            lines.append(f"refused {_part(len(group), len(self.refused))}: {group[0].why}")
         if self.rejections:
             first = self.rejections[0]
             where = ", ".join(part for part in (first.source, first.module) if part)
@@ -53,14 +53,14 @@ class _Row:
 
 
 def _part(some: int, total: int) -> str:
-    return str(total) if some == total else f"{some} of {total}"
+    return str(total) if some == total else f"{total}, {'one' if some == 1 else some} of them"
 
 
 def report_text(report: Report) -> str:
     """The whole report: passes, counts, verification, times, notes.
 
     ``found`` is how many places a rule looked at: where it was applied, where it was refused after it had begun to
-    match, and where verification rejected the result or the rule itself failed.
+    match (but not where that would gain nothing), and where verification rejected the result or the rule itself failed.
     """
     made = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     paragraphs = [
@@ -75,6 +75,7 @@ def report_text(report: Report) -> str:
 
 def _passes(records: Sequence[StepRecord]) -> list[str]:
     rows: list[tuple[tuple[str, ...], list[str], str]] = [(_HEAD, [], "")]
+    records = [_worth(record) for record in records]
     idle = [record for record in records if not rule_names(record)]
     for record in records:
         if record in idle:
@@ -98,6 +99,11 @@ def rule_names(record: StepRecord) -> list[str]:
     names = [commit.rule for commit in record.commits]
     names += [refused.rule for refused in record.refused]
     return list(dict.fromkeys(names + [rejection.rule for rejection in record.rejections]))
+
+
+def _worth(record: StepRecord) -> StepRecord:
+    """A record without the refusals whose gain is estimated as nothing, which explanations list apart."""
+    return replace(record, refused=[refused for refused in record.refused if refused.gain.seconds])
 
 
 def _rows(record: StepRecord) -> list[_Row]:

@@ -43,7 +43,7 @@ def test_the_report_is_on_stdout_and_progress_is_not(run: Any) -> None:
     first, *phases = done.err.splitlines()
     assert first == "tests.cli.nets:branches: Branches with 146 parameters, in evaluation mode, on f32[2, 3, 8, 8]"
     assert phases[0].startswith("Branches: captured in ")
-    assert any(line.startswith("reparameterize: 1 commits, 0 refused") for line in phases)
+    assert any(line.startswith("reparameterize: 1 commit, 0 refused") for line in phases)
     assert phases[-1] == "Branches: the whole model agrees with the source"
 
 

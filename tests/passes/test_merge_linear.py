@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes import MergeLinear
+from passes import FoldBatchNorm, MergeLinear
 from rewrite import cost
 from rewrite.ops import Convolution
 from rewrite.trace import capture
@@ -446,3 +446,20 @@ def test_groups_become_no_fewer_than_needed():
     [layer] = rewrite(model, MergeLinear(), torch.randn(IMAGE)).layers
     assert isinstance(layer, Convolution)
     assert layer.groups == 2
+
+
+@pytest.mark.parametrize(
+    ("second", "remedy"),
+    [
+        (conv(9, 3, 3, padding=1), "build conv2d in '2' with padding=0"),
+        (row(nn.ZeroPad2d(1), conv(9, 3, 3)), "take pad in '2.0' out from between"),
+        (row(nn.ConstantPad2d(1, 1.0), conv(9, 3, 3)), "pad with zeros"),
+        (nn.ConvTranspose2d(9, 3, 3), "take the shift out of what is folded into conv2d in '1'"),
+    ],
+)
+def test_the_bias_of_a_folded_norm_is_no_argument_of_the_layer(second: nn.Module, remedy: str):
+    model = row(conv(4, 9, 1, bias=False), nn.BatchNorm2d(9), second).eval()
+    first = rewrite(model, FoldBatchNorm(), torch.randn(IMAGE))
+    assert first.record.commits
+    [refused] = apply(first.graph, MergeLinear()).record.refused
+    assert refused.remedy == remedy

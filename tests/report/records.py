@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rewrite.cost import Counts
 from rewrite.driver import Commit, Refused, Rejection, StepRecord
+from rewrite.gain import Work
 from rewrite.report import Report
 from rewrite.verdict import Verdict
 
@@ -31,12 +32,13 @@ def commit(number: int, block: int, channels: int = 64, rule: str = "fold-batch-
 
 
 def refused(node: str, reason: str, rule: str = "merge-parallel", remedy: str = "") -> Refused:
-    return Refused(rule, node, "stages.2", "net.py:90", reason, "'stride' (net.py:91)", remedy)
+    gain = Work(10, 20, 0.1)
+    return Refused(rule, node, "stages.2", "net.py:90", reason, "'stride' (net.py:91)", remedy, gain=gain)
 
 
 def records() -> list[StepRecord]:
     return [
-        StepRecord("fold-constants", seconds=0.01),
+        StepRecord("fold-constants", seconds=0.01, rules=("fold-constants",)),
         StepRecord(
             "reparameterize{max_kernel=31}",
             commits=[commit(1, 0), commit(2, 1), commit(3, 2, channels=128)],
@@ -48,6 +50,7 @@ def records() -> list[StepRecord]:
             seconds=1.25,
             verify_seconds=1.0,
             draws=9,
+            rules=("fold-batch-norm", "merge-parallel", "merge-branches"),
         ),
         StepRecord(
             "simplify",

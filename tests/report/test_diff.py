@@ -33,14 +33,28 @@ def test_a_step_or_a_rule_can_be_asked_for():
 def test_what_ran_and_changed_nothing_has_an_empty_diff():
     for name in ("fold-constants", "merge-parallel", "simplify"):
         assert not report().diff(name)
-        assert str(report().diff(name)) == "(no rewrites)"
+        assert str(report().diff(name)) == f"({name} made no rewrites in this run)"
+    assert str(report(records=[]).diff()) == "(no rewrites)"
+
+
+def test_a_rule_that_exists_has_an_empty_diff_whatever_ran():
+    assert str(report().diff("merge-branches")) == "(merge-branches made no rewrites in this run)"
+    assert str(report(pipeline="simplify", records=[]).diff("merge-branches")) == (
+        "(merge-branches did not run: the pipeline is simplify)"
+    )
+
+
+def test_only_rules_that_made_rewrites_are_suggested():
+    with pytest.raises(InputError) as failure:
+        report().diff("merge-paralel")
+    assert "did you mean" not in str(failure.value)
 
 
 def test_unknown_name_is_an_error_with_the_nearest_and_with_the_rules_that_fired():
     with pytest.raises(InputError, match=r"'fold-batchnorm'.*made by fold-batch-norm.*did you mean 'fold-batch-norm'"):
         report().diff("fold-batchnorm")
     with pytest.raises(InputError, match="no rule made a rewrite"):
-        report(records=[]).diff("fold-batch-norm")
+        report(records=[]).diff("fold-batchnorm")
 
 
 def test_collapse_folds_rewrites_that_differ_in_names_alone():

@@ -18,6 +18,18 @@ def test_unknown_rule_is_an_error():
         report().refusals("merge-paralel")
 
 
+def test_lists_print_as_text():
+    made = report()
+    assert str(made.refusals()) == refusals_text(made.refusals())
+    assert str(made.rejections()) == "simplify at net.py:99, head: error 3 times the bound at channel 7"
+    assert str(made.refusals("simplify")) == "(nothing was refused)"
+    assert str(made.rejections("fold-constants")) == "(nothing was rejected)"
+    assert str(made.refusals()[0]) == (
+        "merge-parallel at 'add_1' (net.py:90, stages.2): the branches have different strides: 'stride' (net.py:91) "
+        "(give them one stride)"
+    )
+
+
 def test_text_groups_by_rule_and_reason_whatever_node_the_reason_names():
     assert refusals_text(report().refusals()) == (
         "merge-parallel, 2 x: 'relu_2' (net.py:4, stages.2) is also read elsewhere: 'stride' (net.py:91)\n"

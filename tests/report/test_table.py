@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from rewrite.driver import StepRecord
+from rewrite.gain import Work
 from rewrite.report.text import scaled
 from rewrite.verdict import Verdict
 from tests.report.records import commit, refused, report
@@ -13,7 +16,7 @@ pass                           found  applied  refused  rejected  draws    time
 reparameterize{max_kernel=31}      6        3        3         0      9  1.25 s
   fold-batch-norm                  3        3        0         0
   merge-parallel                   3        0        3         0
-    refused 2 of 3: 'relu_2' (net.py:4, stages.2) is also read elsewhere: 'stride' (net.py:91)
+    refused 3, 2 of them: 'relu_2' (net.py:4, stages.2) is also read elsewhere: 'stride' (net.py:91)
 simplify                           1        0        0         1      1  0.50 s
   rejected 1: error 3 times the bound at channel 7 (net.py:99, head)
 found nothing  fold-constants (0.01 s)
@@ -36,6 +39,21 @@ note  one note"""
 def test_the_whole_report():
     assert str(report()) == TEXT
     assert repr(report()) == TEXT
+
+
+def test_refusals_of_no_gain_are_not_counted():
+    gainful = refused("add_1", "too wide")
+    free = replace(refused("view_1", "a view", rule="merge-reshapes"), gain=Work())
+    made = report(records=[StepRecord("simplify", refused=[gainful, free])])
+    assert "refused 1: too wide" in str(made)
+    assert "merge-reshapes" not in str(made)
+    assert len(made.refusals()) == 2
+    assert "found nothing  simplify" in str(report(records=[StepRecord("simplify", refused=[free])]))
+
+
+def test_one_of_several_refusals_is_said_to_be_one():
+    others = [refused("add_1", "too wide"), refused("add_2", "too deep")]
+    assert "refused 2, one of them: too wide" in str(report(records=[StepRecord("simplify", refused=others)]))
 
 
 def test_counts_of_a_fixed_batch_are_those_of_a_call():
