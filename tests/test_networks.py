@@ -1,29 +1,25 @@
 """`optimize` on every network of the corpus, against the network itself and against what its own library merges.
 
 The oracle for values is the network in float64. The peer for size is `timm.utils.reparameterize_model` with all batch
-norms folded that can be: counted on the exported program, without any code of this project. How often each rule
-rewrites each network is compared with tests/golden/matches.json. After an intended change: ``UPDATE_GOLDEN=1 python -m
-pytest tests/test_networks.py`` in one process, then read what git says.
+norms folded that can be: counted on the exported program, without any code of this project. How often each rule rewrites a
+network is compared with ``benchmarks/results/exact.json``, see tests/test_exact_table.py.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import operator
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import exact
 from rewrite import optimize
 from tests.corpus import CORPUS, input_for, load, merged_by_timm, randomize
-from tests.golden.run import UPDATE
 
-MATCHES = Path(__file__).parent / "golden" / "matches.json"
 # the first takes two gigabytes and half a minute; the others are like smaller ones
 LARGE = (
     "repvgg_d2se", "mobileone_s4", "mobileone_s0", "resnet50", "vgg11_bn", "densenet121", "repghostnet_050",
@@ -56,7 +52,7 @@ def test_a_network_is_smaller_and_equal(name: str) -> None:
     assert not [rejection for record in fast.report.records for rejection in record.rejections]
     assert_as_exact(fast, model, x, torch.float32)
     assert_as_exact(fast, model, small_input(model, 3), torch.float32)
-    compare_matches(name, dict(sorted(Counter(hunk.rule for hunk in fast.report.diff()).items())))
+    assert Counter(hunk.rule for hunk in fast.report.diff()) == exact.recorded()[name]["applied"]
     with torch.no_grad():
         merged = merged_by_timm(model)
         assert layers(fast.graph_module, x) <= layers(merged, x)
@@ -78,18 +74,6 @@ def test_a_merged_network_is_left_alone(name: str) -> None:
     assert optimize(fast) is fast
     again = optimize(fast.graph_module.eval(), x, lower="eager")
     assert not [commit for record in again.report.records for commit in record.commits]
-
-
-def test_the_table_holds_the_corpus() -> None:
-    assert sorted(json.loads(MATCHES.read_text())) == sorted(CORPUS)
-
-
-def compare_matches(name: str, found: dict[str, int]) -> None:
-    table = json.loads(MATCHES.read_text()) if MATCHES.exists() else {}
-    if UPDATE:
-        table[name] = found
-        MATCHES.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
-    assert found == table[name]
 
 
 def assert_as_exact(fast: nn.Module, model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
