@@ -190,8 +190,11 @@ class _Restoring:
         family = {other: then for other, then in self.returned() if not own.isdisjoint(roots(other))}
         link: Node | None = node
         while link is not None:
-            then = wanted if link is node else self.before.values.get(link)
-            if any(self.copy_link(link, chain, family) for chain in self.layouts(link.meta["val"], then)):
+            value, then = link.meta["val"], wanted if link is node else self.before.values.get(link)
+            # what splits has several values, and none to be copied
+            if isinstance(value, Tensor) and any(
+                self.copy_link(link, chain, family) for chain in self.layouts(value, then)
+            ):
                 return
             sources = alias_sources(link)
             link = sources[0] if len(sources) == 1 else None
@@ -222,7 +225,7 @@ class _Restoring:
                 values[node] = self.call(node.target, *args, **kwargs)
             except Exception:  # the layout has no such view
                 return False
-        return isinstance(values[node], Tensor)
+        return True
 
     def copy(self, source: Node, wanted: Tensor | None, reader: Node) -> Node | None:
         """A copy for one reader, dense or in the strides of another value; None where no copy has them."""

@@ -1,8 +1,8 @@
 """`optimize` on every network of the corpus, against the network itself and against what its own library merges.
 
 The oracle for values is the network in float64. The peer for size is `timm.utils.reparameterize_model` with all batch
-norms folded that can be: counted on the exported program, without any code of this project. How often each rule rewrites a
-network is compared with ``benchmarks/results/exact.json``, see tests/test_exact_table.py.
+norms folded that can be: counted on the exported program, without any code of this project. How often each rule
+rewrites a network is compared with ``benchmarks/results/exact.json``, see tests/test_exact_table.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.corpus import CORPUS, input_for, load, merged_by_timm, randomize
 LARGE = (
     "repvgg_d2se", "mobileone_s4", "mobileone_s0", "resnet50", "vgg11_bn", "densenet121", "repghostnet_050",
     "repvit_m0_9", "swin_tiny_patch4_window7_224", "mixnet_s", "ghostnet_050", "efficientnet_b0",
+    "mobilenetv3_small_050", "fastvit_t8",
 )  # fmt: skip
 SMALL = ("resnet18", "convnext_atto")
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in CORPUS]

@@ -54,6 +54,10 @@ CASES: dict[str, tuple[nn.Module, Tensor, str | None]] = {
         Net(lambda self, x: F.gelu(self.b(self.a(x).flatten(2).transpose(1, 2))), a=nn.Conv2d(3, 64, 4, stride=4),
             b=nn.Linear(64, 16)), torch.randn(2, 3, 16, 16), None,
     ),
+    "a piece of what is split": (
+        Net(lambda self, x: self.a(x.flatten(2).transpose(1, 2)).split(4, 2)[0], a=nn.Linear(3, 12)),
+        torch.randn(2, 3, 4, 4), "linear-as-convolution",
+    ),
     "layers in a row": (
         Net(activated, a=nn.Conv2d(16, 64, 1), b=nn.Conv2d(64, 8, 1)).to(memory_format=LAST),
         torch.randn(2, 16, 6, 6), None,

@@ -19,7 +19,7 @@ def test_a_network_runs_and_is_always_the_same(network: Network) -> None:
         first, second = (_flat(network.module()(*network.inputs())) for _ in range(2))
     assert len(first) == len(network.results)
     for a, b in zip(first, second, strict=True):
-        assert a.shape[0] == network.batch
+        assert a.shape[0] in (network.batch, 1)  # one where a mean takes the batch too
         assert a.dtype == network.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
@@ -62,7 +62,7 @@ def test_modules_and_values_are_used_again() -> None:
     seen: Counter[str] = Counter()
 
     @given(networks())
-    @settings(max_examples=200, database=None, derandomize=True)
+    @settings(max_examples=400, database=None, derandomize=True)
     def draw(network: Network) -> None:
         seen["module"] += any("module_of" in step.options for step in network.steps)
         reads = Counter(value for step in network.steps for value in set(step.of))
