@@ -26,7 +26,7 @@ LARGE = (
     "repvit_m0_9", "swin_tiny_patch4_window7_224", "mixnet_s", "ghostnet_050", "efficientnet_b0",
     "mobilenetv3_small_050", "fastvit_t8",
 )  # fmt: skip
-SMALL = ("resnet18", "convnext_atto")
+SMALL = ("resnet18",)
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in CORPUS]
 IN_HALF = [pytest.param(name, marks=[] if name in SMALL else [pytest.mark.slow]) for name in CORPUS]
 aten = torch.ops.aten
@@ -67,7 +67,9 @@ def test_a_network_in_bfloat16(name: str) -> None:
     assert_as_exact(optimize(model, x, lower="eager"), model, x, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", pytest.param("fastvit_t8", marks=pytest.mark.slow), "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastvit_t8", "convnext_atto"))]
+)
 def test_a_merged_network_is_left_alone(name: str) -> None:
     model = randomize(load(name))
     x = small_input(model)
