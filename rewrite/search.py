@@ -93,8 +93,8 @@ class _Sweep:
     def _follow(self, applied: Applied) -> None:
         """Enqueue living nodes near a rewrite and their users, up to the widest radius of the step's rules."""
         splice, match = applied.splice, applied.match
-        self.alive.difference_update(applied.erased)
         self.alive.update(splice.added)
+        self.alive.difference_update(applied.erased)  # what was added and nothing reads is erased again
         radius = max(rule.radius for rule in (match.rule, *self.rules))
         changed = dict.fromkeys([*splice.added, *splice.results, *match.inputs, *splice.lost_readers])
         frontier = [node for node in changed if node in self.alive]

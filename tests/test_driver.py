@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch.fx import Node
 
+from passes import ReductionAlgebra
+from rewrite.driver import Driver
 from rewrite.pipeline import Pass
 from rewrite.provenance import origin
 from rewrite.rule import Fidelity, Match, Miss, Rule
+from rewrite.testing.networks import Network, Step
+from rewrite.trace import capture
+from rewrite.verify import MatchVerifier
 from tests.programs import Program, aten, names
 from tests.toy_rules import Both, NoNegation, OneRelu, chain, neg, relu, run
 
@@ -237,3 +242,15 @@ def test_new_nodes_over_weights_alone_are_algebra():
     graph = program.graph(program(aten.add.Tensor, program.input(torch.randn(3)), constant))
     run(graph, OneRelu())
     assert [origin(node).algebra for node in graph.calls() if node.target is relu] == [True]
+
+
+def test_what_was_added_and_erased_at_once_is_not_looked_at_again():
+    network = Network((4, 1, 2), (
+        Step("mean", 0, dims=[2], keepdim=True), Step("mean", 1, dims=[1], keepdim=True), Step("sigmoid", 2),
+        Step("clamp", 3, low=-1.0, high=1.0), Step("group_norm", 4, groups=1, uniform=True),
+        Step("mean", 5, dims=[0, 1, 2, 3], keepdim=True),
+    ), (6,))  # fmt: skip
+    graph = capture(network.module(), network.inputs()).graph
+    (record,) = Driver(graph, MatchVerifier()).run([ReductionAlgebra(finite=True)])
+    assert record.commits
+    assert not record.rejections
