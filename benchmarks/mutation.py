@@ -134,11 +134,12 @@ def _subject(
     if set(tests) == {EVERY}:
         raise SystemExit(f"no test is named after {' or '.join(modules)}; add some to MORE_TESTS in {__file__}")
     # an examination that is stopped early has seen what matters most, and of the rest a sample
-    mutants.sort(key=lambda mutant: (mutant.kind != PRECONDITION, mutant.kind != "guard", _chance(mutant)))
+    mutants.sort(key=lambda mutant: (mutant.kind != PRECONDITION, mutant.kind != "guard", chance(mutant)))
     return Subject(name, using, digest(sources, definitions), tuple(tests), tuple(mutants))
 
 
-def _chance(mutant: Mutant) -> bytes:
+def chance(mutant: Mutant) -> bytes:
+    """What sorts mutants by chance, always in the same order."""
     return hashlib.sha256(mutant.key.encode()).digest()
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from rewrite import compat
 from rewrite.aliases import alias_sources, roots
 from rewrite.graph import fake_call
 from rewrite.ops import Reshape, value, view_as
 from rewrite.provenance import called
 from rewrite.rule import Refusal
-from rewrite.strides import reads_strides
+from rewrite.strides import equal_strides, reads_strides
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch.fx import Node
 
     from rewrite.fragment import Builder
@@ -27,11 +24,7 @@ aten = torch.ops.aten
 
 def same_strides(a: Node, b: Node) -> bool:
     """Whether two tensors of the same shape are recorded with the same strides."""
-    return _same(value(a).stride(), value(b).stride())
-
-
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return all(compat.statically_known_true(i == j) for i, j in zip(a, b, strict=True))
+    return equal_strides(value(a), value(b))
 
 
 def readers(node: Node) -> set[Node]:
@@ -112,7 +105,7 @@ def restored_strides(g: Builder, old: Node, new: Node) -> Node:
     for rank, layout in ((0, torch.contiguous_format), (4, torch.channels_last), (5, torch.channels_last_3d)):
         if rank in (0, value(new).dim()):
             copied = fake_call(g.graph.fake_mode, aten.clone.default, (new,), {"memory_format": layout})
-            if _same(copied.stride(), value(old).stride()):
+            if equal_strides(copied, value(old)):
                 return g(aten.clone.default, new, memory_format=layout)
     return new
 
@@ -124,7 +117,7 @@ def _drop(node: Node) -> str:
 def _reshapes_alike(graph: Graph, source: Node, reshape: Node) -> bool:
     recorded = value(reshape)
     direct = fake_call(graph.fake_mode, aten.reshape.default, (source, list(recorded.shape)), {})
-    return _same(direct.stride(), recorded.stride())
+    return equal_strides(direct, recorded)
 
 
 def strides_refusal(source: Node, node: Node) -> Refusal | None:

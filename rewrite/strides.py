@@ -52,6 +52,11 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
     return all(known(size == 1) or known(i == j) for size, i, j in zip(a.shape, a.stride(), b.stride(), strict=True))
 
 
+def equal_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same strides, those of dimensions of size one too, which kernels look at."""
+    return all(compat.statically_known_true(i == j) for i, j in zip(a.stride(), b.stride(), strict=True))
+
+
 def copies(graph: Graph) -> int:
     """How many copies of a graph were made to keep strides."""
     return sum(node.target is aten.clone.default and _is_restoring(node) for node in graph.calls())
@@ -281,12 +286,11 @@ def _agrees(node: Node, wanted: Any) -> bool:
 
 
 def _moved(found: Any, recorded: Any) -> bool:
-    """Whether tensors lie in other strides than recorded, those of size one counted, for kernels look at them."""
+    """Whether tensors lie in other strides than recorded."""
     if found is recorded:
         return False
     pairs = zip(_tensors(found), _tensors(recorded), strict=False)
-    known = compat.statically_known_true
-    return any(not all(known(i == j) for i, j in zip(a.stride(), b.stride(), strict=True)) for a, b in pairs)
+    return not all(equal_strides(a, b) for a, b in pairs)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -261,7 +261,7 @@ class Engine:
     def _refold(self, special: Specialization) -> Weights | None:
         """The present weights, or None where the model has to be captured anew."""
         try:
-            return self._weights(special, again=True)
+            return self._weights(special)
         except Misfit as misfit:
             self._give_up(misfit)
             return None
@@ -278,11 +278,9 @@ class Engine:
                 "again"
             ) from None
 
-    def _weights(
-        self, special: Specialization, folded: dict[str, Tensor] | None = None, again: bool = False
-    ) -> Weights:
+    def _weights(self, special: Specialization, folded: dict[str, Tensor] | None = None) -> Weights:
         sources = self._ownership.sources(special)
-        tensors = special.fold(sources, again) if folded is None else {**special.constants, **sources, **folded}
+        tensors = special.fold(sources) if folded is None else {**special.constants, **sources, **folded}
         return self._lowerings.arranged(special, tuple(tensors[name].detach() for name in special.names))
 
     # -- whose tensors ------------------------------------------------------------------------------------------------

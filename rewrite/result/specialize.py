@@ -118,12 +118,8 @@ class Specialization:
         """The program as a flat module of inputs and weights that writes state itself."""
         return writing_module(self.differentiable, self.names)
 
-    def fold(self, sources: Mapping[str, Tensor], again: bool = False) -> dict[str, Tensor]:
+    def fold(self, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights by name, folded ones computed from ``sources``, which :attr:`reads` names.
-
-        Args:
-            sources: the present weights.
-            again: they are others than those with which the program was verified.
 
         Raises:
             Misfit: a folded value does not fit its dtype, as a product of small weights does not fit float16, though
@@ -132,7 +128,7 @@ class Specialization:
         moved = {name: _on(sources[name], self.conversion.device) for name in self.attributes if name in sources}
         tensors = {**self.constants, **sources, **moved}
         evaluator = Evaluator(tensors.__getitem__, self.conversion.dtype_of)
-        lost = self.graph.program.lost(evaluator) if again else ""
+        lost = self.graph.program.lost(evaluator)
         if lost and all(map(_finite, tensors.values())):
             raise Misfit(lost)
         folded = self.graph.program.values(evaluator, tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -37,10 +36,6 @@ def exists(test: str) -> bool:
     return path.exists() and re.search(rf"^def {name.partition('[')[0]}\(", path.read_text(), re.MULTILINE) is not None
 
 
-def chance(mutant: Mutant) -> bytes:
-    return hashlib.sha256(mutant.key.encode()).digest()
-
-
 def sample() -> dict[Mutant, str]:
     """Some preconditions of each rule whose code is as it was recorded, with the test that needs them."""
     rows, found, known = mutation.recorded(), dict[Mutant, str](), preconditions()
@@ -48,7 +43,9 @@ def sample() -> dict[Mutant, str]:
         row = rows.get(subject.name)
         if row is not None and row.source == subject.source:
             killed = [known[key] for key, test in row.preconditions.items() if test and exists(test)]
-            found.update((mutant, row.preconditions[mutant.key]) for mutant in sorted(killed, key=chance)[:EACH])
+            found.update(
+                (mutant, row.preconditions[mutant.key]) for mutant in sorted(killed, key=mutation.chance)[:EACH]
+            )
     return found
 
 
