@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rewrite.gain import BYTES_PER_SECOND, FLOPS_PER_SECOND
-from rewrite.report.text import scaled, table, wrapped
+from rewrite.report.text import roofline, scaled, table, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +30,7 @@ def explanation_text(explanation: Explanation) -> str:
         _worthless([finding for finding in explanation if finding not in worth]),
         _nothing(explanation.coverage),
         [line for note in explanation.notes for line in wrapped("note  ", note)],
-        _estimate(explanation.per_sample) if worth else [],
+        wrapped("", f"{roofline('Savings', explanation.per_sample)} Nothing was measured.") if worth else [],
     ]
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
 
@@ -106,12 +105,6 @@ def _nothing(coverage: Sequence[Coverage]) -> list[str]:
     return [head, *(
         line for rule in idle for line in wrapped(f"  {rule.rule:<{width}}  ", rule.starts or "(it does not say)")
     )]  # fmt: skip
-
-
-def _estimate(per_sample: bool) -> list[str]:
-    unit = "sample" if per_sample else "call"
-    return wrapped("", f"Savings are estimates by a nominal roofline of {scaled(int(FLOPS_PER_SECOND), 'FLOP/s')} and "
-                       f"{scaled(int(BYTES_PER_SECOND), 'B/s')}, for one {unit}. Nothing was measured.")  # fmt: skip
 
 
 def _percent(share: float) -> str:

@@ -14,7 +14,7 @@ from rewrite.report.diff import sides
 from rewrite.report.findings import Place
 from rewrite.report.json import plain
 from rewrite.report.refusals import groups, refusals_text
-from rewrite.report.text import scaled, table, wrapped
+from rewrite.report.text import roofline, scaled, table, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class Alternative:
     Attributes:
         rule: its name.
         place: the node that is replaced, with its module and the user's line.
-        before, after: the work of both sides for one sample, an estimate; what is computed from weights alone is free,
+        before, after: the work of both sides, an estimate; what is computed from weights alone is free,
             for it is folded.
         removed, added: the lines of the program before and after, as they would be.
         draws: on how many draws of values both sides were compared.
@@ -76,6 +76,7 @@ class Offered:
         refused: where a rule began to match and did not, with reason and remedy; :meth:`refusals` is the text.
         rejections: matches of which nothing came, because the rule failed or verification said no.
         notes: what the user should know, a sentence each.
+        per_sample: whether work was counted for one sample; else for a call, whose batch is fixed.
     """
 
     model_name: str
@@ -85,6 +86,7 @@ class Offered:
     refused: tuple[Refused, ...]
     rejections: tuple[Rejection, ...]
     notes: tuple[str, ...] = ()
+    per_sample: bool = True
 
     def __iter__(self) -> Iterator[Alternative]:
         return iter(self.alternatives)
@@ -122,6 +124,7 @@ class Offered:
             "rejections": plain(self.rejections),
             "roofline": {"flops_per_second": FLOPS_PER_SECOND, "bytes_per_second": BYTES_PER_SECOND},
             "notes": list(self.notes),
+            "per_sample": self.per_sample,
         }
 
     def _head(self) -> list[str]:
@@ -154,10 +157,8 @@ class Offered:
         if not self.alternatives:
             return []
         best = self.alternatives[0]
-        speed = f"{scaled(int(FLOPS_PER_SECOND), 'FLOP/s')} and {scaled(int(BYTES_PER_SECOND), 'B/s')}"
         return [
-            *wrapped("", f"Costs are estimates by a nominal roofline of {speed}, for one sample. Nothing was measured, "
-                         "and nothing was made."),
+            *wrapped("", f"{roofline('Costs', self.per_sample)} Nothing was measured, and nothing was made."),
             f"To make what a rule offers, here {best.rule}, name it:",
             f"  optimize(model, example_inputs, pipeline={best.pipeline})",  # not wrapped, to be copied
             'exclude="path.of.module" leaves a place as it is.',
@@ -200,7 +201,8 @@ def offered_of(
     alternatives.sort(key=lambda item: item.after.seconds - item.before.seconds)
     misses = tuple(refused(miss, miss.matched, gain(miss.matched, sizes)) for miss in found.misses)
     failures = tuple(map(_rejection, found.failures))
-    return Offered(model_name, pipeline, tuple(pipelines), tuple(alternatives), misses, failures, tuple(notes))
+    return Offered(model_name, pipeline, tuple(pipelines), tuple(alternatives), misses, failures, tuple(notes),
+                   sizes.per_sample)  # fmt: skip
 
 
 def _alternative(offer: Offer, pipeline: str) -> Alternative:

@@ -7,6 +7,8 @@ import textwrap
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from rewrite.gain import BYTES_PER_SECOND, FLOPS_PER_SECOND
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -47,6 +49,17 @@ def wrapped(label: str, text: str, indent: int | None = None) -> list[str]:
         text, _columns.get(), initial_indent=label, subsequent_indent=margin, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
+
+
+def roofline(what: str, per_sample: bool) -> str:
+    """How work was estimated: ``Savings are estimates ...``.
+
+    Args:
+        what: is estimated.
+        per_sample: whether for one sample; else for a call, whose batch is fixed.
+    """
+    speed = f"{scaled(int(FLOPS_PER_SECOND), 'FLOP/s')} and {scaled(int(BYTES_PER_SECOND), 'B/s')}"
+    return f"{what} are estimates by a nominal roofline of {speed}, for one {'sample' if per_sample else 'call'}."
 
 
 def scaled(number: int, unit: str) -> str:
