@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from rewrite.testing.networks import Network
 
 ENOUGH_REWRITES, ENOUGH_REFUSALS = 50, 20
+SHARD = 250  # networks that one process draws: what a failure keeps from being tried
+MOST_SHARDS = 1_000  # of one seed
 
 
 @dataclass
@@ -131,6 +134,22 @@ def shard(examples: int, number: int) -> Tally:
     return tally
 
 
+def in_own_process(number: int) -> Tally | None:
+    """A shard's tally, or None where a network failed, which is printed once it is small."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tally.json"
+        command = [sys.executable, "-m", "benchmarks.random_networks", "--shard", str(number), str(path)]
+        # bfloat16 convolutions of oneDNN read memory that nobody wrote where the processor has AMX
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            print(f"shard {number}:\n{ran.stdout}\n{ran.stderr[-20_000:]}", flush=True)
+            return None
+        networks, *counters = json.loads(path.read_text())
+    print(f"shard {number}: {networks} networks", flush=True)
+    return Tally(networks, *map(Counter, counters))
+
+
 def table(rows: list[dict[str, int | str]]) -> str:
     """One line a rule; a star marks what was seen less often than it should be."""
     counted = ("commits", "refusals", "left")
@@ -144,39 +163,33 @@ def table(rows: list[dict[str, int | str]]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the shards in processes of their own, add up, print, save."""
+    """Run the shards in processes of their own, add up, print, save: with the shards that failed, if any did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=5000)
+    parser.add_argument("--examples", type=int, default=5000, help=f"rounded up to a multiple of {SHARD}")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shard", nargs=2, help=argparse.SUPPRESS)
     given_ = parser.parse_args(arguments)
     if given_.shard is not None:
-        tally = shard(given_.examples, given_.seed)
-        given_.shard.write_text(json.dumps([tally.networks, *tally.counters]))
+        number, path = given_.shard
+        tally = shard(SHARD, int(number))
+        Path(path).write_text(json.dumps([tally.networks, *tally.counters]))
         return
     started, total = time.perf_counter(), Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{i}.json" for i in range(given_.processes)]
-        each = -(-given_.examples // given_.processes)
-        common = [sys.executable, "-m", "benchmarks.random_networks", "--examples", str(each)]
-        seeds = [given_.seed * given_.processes + i for i in range(given_.processes)]
-        commands = [[*common, "--seed", str(n), "--shard", str(path)] for n, path in zip(seeds, paths, strict=True)]
-        # bfloat16 convolutions of oneDNN read memory that nobody wrote where the processor has AMX
-        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
-        running = [subprocess.Popen(command, env=environment) for command in commands]
-        codes = [process.wait() for process in running]
-        if any(codes):
-            raise SystemExit("a network failed; it is printed above")
-        for path in paths:
-            count, *counters = json.loads(path.read_text())
-            total.add(Tally(count, *map(Counter, counters)))
+    first, count = given_.seed * MOST_SHARDS, -(-given_.examples // SHARD)
+    with ThreadPoolExecutor(given_.processes) as pool:
+        tallies = list(pool.map(in_own_process, range(first, first + count)))
+    for tally in tallies:
+        total.add(tally or Tally())
+    failed = [first + i for i, tally in enumerate(tallies) if tally is None]
     names = sorted({rule.name for pipeline in pipelines() for step in pipeline for rule in rules_of(step)})
     rows = [{"rule": name, "commits": total.commits[name], "refusals": total.refusals[name],
              "left": total.left_by(name)} for name in names]  # fmt: skip
     print(table(rows))
     print(f"{total.networks} networks in {time.perf_counter() - started:.0f} s")
-    print(harness.save("random_networks", [{"networks": total.networks, "seed": given_.seed}, *rows]))
+    print(harness.save("random_networks", [{"networks": total.networks, "seed": given_.seed, "failed": failed}, *rows]))
+    if failed:
+        raise SystemExit(f"shards {failed} have a network that failed; it is printed above")
 
 
 if __name__ == "__main__":
