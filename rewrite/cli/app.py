@@ -144,6 +144,42 @@ def explain(
 
 
 @app.command()
+def offers(
+    model: opt.Model,
+    inputs: opt.Inputs = None,
+    model_options: opt.ModelOptions = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    seed: opt.Seed = 0,
+    method: opt.Method = None,
+    rules: Annotated[str | None, typer.Option(
+        metavar="TEXT", show_default=False, rich_help_panel=opt.REWRITING,
+        help='The rules that are asked, such as "merge-support, space-to-batch". Default: every choice.',
+    )] = None,
+    pipeline: opt.Steps = None,
+    exclude: opt.Exclude = None,
+    verify: opt.Verify = "default",
+    refusals: Annotated[bool, typer.Option(
+        "--refusals", rich_help_panel=_RESULTS, help="Print why there are no other offers instead."
+    )] = False,
+    diff: Annotated[str | None, typer.Option(
+        metavar="RULE", show_default=False, rich_help_panel=_RESULTS,
+        help='Print the diffs of what a rule offers instead; of every offer for "all".',
+    )] = None,
+    json: Json = False,
+    quiet: opt.Quiet = False,
+    traceback: opt.Traceback = False,
+) -> None:  # fmt: skip
+    """List what choices could be made in a model, verified, with the estimated cost of both sides."""
+    with session(quiet, traceback) as terminal:
+        from rewrite.cli import offering
+
+        subject = opt.Subject.of(model, inputs, model_options, dtype, device, seed)
+        offering.run(terminal, subject, rules=rules, refusals=refusals, diff=diff, data=json, method=method,
+                     pipeline=pipeline, exclude=tuple(exclude or ()), verify=verify)  # fmt: skip
+
+
+@app.command()
 def bisect(
     model: opt.Model,
     inputs: opt.Inputs = None,

@@ -40,9 +40,18 @@ class Part:
     def __post_init__(self) -> None:
         asked = {"--json": self.data, "--diff": self.diff is not None, "--reproduce": self.reproduce is not None,
                  "--plan": self.plan}  # fmt: skip
-        names = [name for name, given in asked.items() if given]
-        if len(names) > 1:
-            raise InputError(f"{' and '.join(names)} are given, and each is all that goes to stdout; leave out one")
+        at_most_one(asked)
+
+
+def at_most_one(asked: Mapping[str, bool]) -> None:
+    """Of the options that say what goes to stdout, by name, only one may be given.
+
+    Raises:
+        InputError: more than one is.
+    """
+    names = [name for name, given in asked.items() if given]
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)} are given, and each is all that goes to stdout; leave out one")
 
 
 def put(

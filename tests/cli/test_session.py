@@ -43,7 +43,7 @@ def test_help_without_a_command(run: Any) -> None:
     assert "error" not in done.err
 
 
-@pytest.mark.parametrize("command", ["", "optimize", "explain", "bisect", "passes", "show"])
+@pytest.mark.parametrize("command", ["", "optimize", "explain", "offers", "bisect", "passes", "show"])
 def test_help(run: Any, command: str) -> None:
     out = run(*command.split(), "--help").out
     assert "Usage" in out
