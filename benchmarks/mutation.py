@@ -62,6 +62,7 @@ _EXPLAINED = (
     "tests/test_explain.py::test_what_follows_the_remedy_matches",
 )
 MORE_TESTS = {
+    "commute_pooling": ("tests/passes/test_reduction_ties.py",),
     "fold_affine": (
         "tests/passes/test_fold_batch_norm.py",
         "tests/passes/test_fold_bias_map.py",
@@ -70,10 +71,11 @@ MORE_TESTS = {
         "tests/passes/test_behind.py",
     ),
     "fold_constants": ("tests/passes/test_weight_program.py",),
-    "hoist_pooling": ("tests/passes/test_pooling_sizes.py",),
+    "hoist_pooling": ("tests/passes/test_pooling_sizes.py", "tests/passes/test_reduction_ties.py"),
     "obstruction": ("tests/passes/test_behind.py",),
     "reduction_algebra": (
         "tests/passes/test_degenerate_blocks.py",
+        "tests/passes/test_reduction_ties.py",
         "tests/properties/test_reduction_properties.py",
         "tests/passes/test_ranges.py",
     ),

@@ -121,6 +121,12 @@ def test_yes_and_no_are_answers():
     assert changes("return a", "def f(a) -> bool:") == [("result", "f returns True"), ("result", "f returns False")]
 
 
+def test_a_function_that_answers_so_already_is_no_mutant_of_itself():
+    for body in ("return None", '"""Says nothing."""\nreturn None', "return"):
+        assert not changes(body, "def f(a) -> Refusal | None:")
+    assert changes("return True", "def f(a) -> bool:")[0] == ("result", "f returns False")
+
+
 def test_names_stay_when_other_lines_move():
     before = mutants("def f(a):\n    return a + 1, a + 1\n")
     after = mutants('"""Text."""\n\nX = 1\n\n\ndef g():\n    return 1\n\n\ndef f(a):\n    return a + 1, a + 1\n')

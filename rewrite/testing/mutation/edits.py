@@ -106,7 +106,10 @@ def results(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Edit]:
     answers: list[bool | None] = [None] if _may_be_none(function.returns) else []
     if isinstance(function.returns, ast.Name) and function.returns.id == "bool":
         answers = [True, False]
+    only = function.body[ast.get_docstring(function) is not None :]
     for answer in answers:
+        if len(only) == 1 and isinstance(only[0], ast.Return) and _is_constant(only[0].value, answer):
+            continue
         new = copy.deepcopy(function)
         new.body = [ast.Return(ast.Constant(answer))]
         kind = PRECONDITION if is_refusing(function) and answer is None else "result"
@@ -173,7 +176,11 @@ def _is_refusal(call: ast.Call) -> bool:
 
 
 def _is_none(node: ast.AST | None) -> bool:
-    return node is None or (isinstance(node, ast.Constant) and node.value is None)
+    return _is_constant(node, None)
+
+
+def _is_constant(node: ast.AST | None, value: bool | None) -> bool:
+    return value is None if node is None else isinstance(node, ast.Constant) and node.value is value
 
 
 def _name(node: ast.AST) -> str:
