@@ -341,6 +341,10 @@ REFUSED: dict[str, tuple[Forward, str, str]] = {
         lambda self, x: self.layer(x).softmax(-1) * self.vector,
         "softmax stands between the layer and the factor", "apply the factor before softmax",
     ),
+    "a factor from the input behind an activation": (
+        lambda self, x: self.layer(x).relu() * x.mean((0, 1)), "the factor depends on the input",
+        "compute it from parameters",
+    ),
 }  # fmt: skip
 
 

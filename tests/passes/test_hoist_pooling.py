@@ -264,8 +264,9 @@ def test_complex_layers_and_images_without_a_batch_are_refused():
         weights={"w": torch.randn(3, 4, dtype=torch.complex128)},
     )  # fmt: skip
     assert complex_.reasons == ["its values are torch.complex128"]
-    single = pooled_conv([1, 2], kernel=(1, 1), x=x4[0])
-    assert single.reasons == ["the convolution's input has no batch dimension"]
+    for dims in ([1, 2], [0]):
+        single = pooled_conv(dims, kernel=(1, 1), x=x4[0])
+        assert single.reasons == ["the convolution's input has no batch dimension"]
 
 
 def test_images_of_varying_size_are_refused():

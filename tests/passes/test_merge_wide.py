@@ -275,6 +275,15 @@ def test_second_layers_that_others_read_would_be_held_twice():
     assert result.reasons == ["others read its weights too, which would be held twice"]
 
 
+def test_first_layers_that_others_read_would_be_held_twice():
+    def forward(self: Block, x: Tensor) -> Tensor:
+        return x + self.a(x) + self.b(x) + self.b[0](x.tanh()).mean()
+
+    result = rewrite(block(forward, a=mlp(3), b=mlp(4)), MergeWide(), torch.randn(ROWS))
+    assert not result.record.commits
+    assert result.reasons == ["others read its weights too, which would be held twice"]
+
+
 VARYING: dict[str, Callable[[Block, Tensor], Tensor]] = {
     "first": lambda self, x: self.b[2](F.gelu(F.linear(x, self.b[0].weight * x.mean()))),
     "second": lambda self, x: F.linear(F.gelu(self.b[0](x)), self.b[2].weight * x.mean()),

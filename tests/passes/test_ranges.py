@@ -294,6 +294,19 @@ def test_what_others_read_of_the_argument_stays():
         assert torch.equal(a, b)
 
 
+def test_an_activation_whose_reader_sees_strides_stays():
+    """Without it the convolution would read every second column of a wider tensor."""
+
+    def build(p: Program, x: Node, w: Node) -> Node:
+        half = p(aten.slice.Tensor, p(aten.sigmoid.default, x), 3, 0, 8, 2)
+        return p(aten.conv2d.default, p(aten.relu.default, half), w)
+
+    x, weight = torch.randn(2, 3, 6, 8), torch.randn(4, 3, 1, 1)
+    outcome = rewritten(build, RemoveIdleActivation(), x, weights={"w": weight})
+    assert outcome.operators == ["sigmoid", "slice", "relu", "conv2d"]
+    assert outcome.reasons == ["the copy changes the strides that another operator reads"]
+
+
 def test_two_results_stay_two_tensors():
     def build(p: Program, x: Node) -> Any:
         inner = p(aten.sigmoid.default, x)
