@@ -46,7 +46,7 @@ def disagreement(
             sharps, news = after.outputs(exact), after.run(inputs)
         except Exception as error:
             return f"the rewritten program raises {type(error).__name__}: {error}"
-        scales = magnitudes(before.fragment, values, reference)
+        scales = magnitudes(before.fragment, values, reference, fidelity)
     names = [str(i) for i in range(len(truths))]
     different = next(filter(None, map(same_kind, names, olds, news)), "")
     if different:

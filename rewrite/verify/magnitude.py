@@ -19,6 +19,7 @@ from rewrite import compat, evaluate
 from rewrite.ops import (
     BatchNorm,
     Cast,
+    Convolution,
     Copy,
     GroupNorm,
     LayerNorm,
@@ -30,6 +31,7 @@ from rewrite.ops import (
     arguments,
     view,
 )
+from rewrite.rule import Fidelity
 from rewrite.verify.compare import all_finite
 from rewrite.verify.operators import BATCH_NORMS, LIPSCHITZ, MULTILINEAR, name_of
 
@@ -62,19 +64,23 @@ def environment(fragment: Fragment, values: Mapping[Node, Any]) -> dict[Node, An
     return env
 
 
-def magnitudes(fragment: Fragment, values: Mapping[Node, Any], reference: Mapping[Node, Any]) -> list[Any]:
+def magnitudes(
+    fragment: Fragment, values: Mapping[Node, Any], reference: Mapping[Node, Any], fidelity: Fidelity
+) -> list[Any]:
     """The magnitude of each output of a fragment.
 
     Args:
         fragment: the fragment.
         values: of its boundary nodes.
         reference: its :func:`environment`.
+        fidelity: ELEMENTWISE, or NORMWISE where errors may spread over all positions that convolutions read.
     """
     truths = [reference[node] for node in fragment.outputs]
-    found = Magnitudes(fragment, reference, torch.float32)
+    spread = fidelity is Fidelity.NORMWISE
+    found = Magnitudes(fragment, reference, torch.float32, spread)
     pairs = zip(compat.tree_flatten(found.outputs)[0], compat.tree_flatten(truths)[0], strict=True)
     if not all(_covers(magnitude, truth) for magnitude, truth in pairs if isinstance(truth, Tensor)):
-        found = Magnitudes(fragment, reference, torch.float64)
+        found = Magnitudes(fragment, reference, torch.float64, spread)
     if not found.guessed:
         return found.outputs
     nudged = environment(fragment, {node: _nudge(value) for node, value in values.items()})
@@ -113,14 +119,16 @@ class Magnitudes:
         fragment: the fragment.
         env: its values in float64, one for each node.
         dtype: of the magnitudes; a few digits are enough.
+        spread: whether errors of a convolution spread over all its positions, as those of a transform do.
 
     Attributes:
         guessed: whether an operator was met that is not known here; its magnitude is then taken from its result.
     """
 
-    def __init__(self, fragment: Fragment, env: Mapping[Node, Any], dtype: torch.dtype):
+    def __init__(self, fragment: Fragment, env: Mapping[Node, Any], dtype: torch.dtype, spread: bool = False):
         self._env = env
         self._dtype = dtype
+        self._spread = spread
         self.guessed = False
         self._known: dict[Node, Any] = {}
         for node in fragment.fx.nodes:
@@ -194,7 +202,22 @@ class Magnitudes:
                 return self._group_norm(found)
             case BatchNorm():
                 return self._batch_norm(node)
+            case Convolution(transposed=False, batched=True) if self._spread:
+                return self._spread_convolution(found)
         return None
+
+    def _spread_convolution(self, conv: Convolution) -> Tensor:
+        """The norms of input and kernel multiplied, and added up over the input channels: one for each output channel.
+
+        No output, at any stride, has larger terms; a transform rounds at this scale, also where an output is zero.
+        """
+        x, weight = (self._of(node).flatten(2).norm(dim=2) for node in (conv.input, conv.weight))
+        x = x.unflatten(1, (conv.groups, -1))
+        weight = weight.unflatten(0, (conv.groups, -1))
+        result = torch.einsum("ngc,goc->ngo", x, weight).flatten(1)
+        if conv.bias is not None:
+            result = result + self._of(conv.bias)
+        return result.reshape(*result.shape, *[1] * conv.dims)
 
     def _padded(self, node: Node, pad: Pad) -> Any:
         fill = abs(pad.fill) if abs(pad.fill) < float("inf") else 0.0

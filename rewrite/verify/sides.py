@@ -121,7 +121,7 @@ class Sides:
         if self._identical(truths, sharps, olds, news):
             return [Finding()]
         counts = count(self.old, reference) | count(self.new, exact)
-        sides = (truths, sharps, olds, news, magnitudes(self.old, values, reference))
+        sides = (truths, sharps, olds, news, magnitudes(self.old, values, reference, self.fidelity))
         findings = []
         for leaves in zip(*(_leaves(self.names, side) for side in sides), strict=True):
             name, (truth, sharp, old, new, magnitude) = leaves[0][0], [leaf for _, leaf in leaves]

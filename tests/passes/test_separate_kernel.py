@@ -101,6 +101,16 @@ def test_a_kernel_that_is_not_separable_is_refused_with_numbers():
     assert not rewrite(plant(model, 3), SeparateKernel(), x).record.commits
 
 
+def test_a_small_part_of_a_kernel_may_be_all_that_meets_the_image():
+    """On an image of one row only the middle row of the kernel counts, and the factors round that of the whole."""
+    model = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False).double().eval()
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[..., 2] = torch.randn(4, 1, 5, dtype=DOUBLE)
+        model.weight[:, :, 2] = 1e-6 * torch.randn(4, 1, 5, dtype=DOUBLE)
+    assert len(rewrite(model, SeparateKernel(), torch.randn(2, 4, 1, 9, dtype=DOUBLE)).record.commits) == 1
+
+
 def test_one_channel_of_full_rank_decides():
     model = plant(nn.Conv2d(6, 6, 5, padding=2, groups=6), 1)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from tests.verify.program import Program
 aten = torch.ops.aten
 
 
-def magnitude(graph, *inputs, dtype=torch.float64):
+def magnitude(graph, *inputs, dtype=torch.float64, spread=False):
     """The magnitude of the only output, the guess flag and the value, in float64."""
     fragment = whole(graph)
     given = iter(inputs)
@@ -23,7 +23,7 @@ def magnitude(graph, *inputs, dtype=torch.float64):
         for node in fragment.inputs
     }
     env = environment(fragment, values)
-    found = Magnitudes(fragment, env, dtype)
+    found = Magnitudes(fragment, env, dtype, spread)
     return found.outputs[0], found.guessed, env[fragment.outputs[0]]
 
 
@@ -42,6 +42,25 @@ def test_a_convolution_and_a_norm_on_absolute_values():
     torch.testing.assert_close(found, expected)
     assert not guessed
     assert (found >= value.abs()).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_whose_errors_spread_is_as_large_everywhere_as_anywhere(groups: int):
+    p = Program()
+    x, w, b = torch.randn(2, 4, 7, 8), torch.randn(6, 4 // groups, 3, 2), torch.randn(6)
+    y = p(aten.conv2d.default, p.input(x), p.weight(w), p.weight(b), [3, 2], [1, 4], [2, 1], groups)
+    graph = p.graph(y)
+    found, guessed, value = magnitude(graph, x, spread=True)
+    alone, _, _ = magnitude(graph, x)
+    assert not guessed
+    assert found.shape == value.shape
+    assert (found >= alone * (1 - 1e-12)).all()
+    norms = x.double().norm(dim=(2, 3)).repeat_interleave(6, 0).reshape(2, 6, 4)
+    per_group = 6 // groups
+    for row, out in ((0, 0), (1, 5)):
+        start = out // per_group * (4 // groups)
+        expected = (norms[row, 0, start : start + 4 // groups] * w[out].double().norm(dim=(1, 2))).sum() + b[out].abs()
+        torch.testing.assert_close(found[row, out], expected.expand(found.shape[2:]))
 
 
 def test_a_cancelling_sum_is_as_large_as_its_terms():
