@@ -1,6 +1,7 @@
 """Every rule on thousands of random networks: what is rewritten, what is refused, and that nothing is ever wrong.
 
     python -m benchmarks.random_networks [--examples 5000] [--processes 2] [--seed 0]
+    python -m benchmarks.random_networks --again        # those of the record that failed; the others stay counted
 
 Each network of :func:`rewrite.testing.networks.networks` is captured once. Every step that pipelines can name runs over
 it alone, choices included, and then the default pipeline; each result is compared with the model itself, element by
@@ -22,7 +23,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, seed, settings
 
@@ -162,12 +163,24 @@ def table(rows: list[dict[str, int | str]]) -> str:
     return "\n".join(lines)
 
 
+def recorded() -> dict[str, dict[str, Any]]:
+    """The rows of the record by rule; that of the whole run has no name."""
+    rows = json.loads((harness.RESULTS / "random_networks.json").read_text())["rows"]
+    return {row.get("rule", ""): row for row in rows}
+
+
+def _row(name: str, tally: Tally, before: dict[str, Any]) -> dict[str, int | str]:
+    counts = {"commits": tally.commits[name], "refusals": tally.refusals[name], "left": tally.left_by(name)}
+    return {"rule": name, **{key: before.get(key, 0) + count for key, count in counts.items()}}
+
+
 def main(arguments: list[str]) -> None:
     """Run the shards in processes of their own, add up, print, save: with the shards that failed, if any did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=5000, help=f"rounded up to a multiple of {SHARD}")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="only the shards of the record that failed")
     parser.add_argument("--shard", nargs=2, help=argparse.SUPPRESS)
     given_ = parser.parse_args(arguments)
     if given_.shard is not None:
@@ -175,19 +188,21 @@ def main(arguments: list[str]) -> None:
         tally = shard(SHARD, int(number))
         Path(path).write_text(json.dumps([tally.networks, *tally.counters]))
         return
-    started, total = time.perf_counter(), Tally()
+    started, total, before = time.perf_counter(), Tally(), recorded() if given_.again else {}
+    whole = before.get("", {"networks": 0, "seed": given_.seed})
     first, count = given_.seed * MOST_SHARDS, -(-given_.examples // SHARD)
+    shards = whole["failed"] if given_.again else range(first, first + count)
     with ThreadPoolExecutor(given_.processes) as pool:
-        tallies = list(pool.map(in_own_process, range(first, first + count)))
-    for tally in tallies:
+        tallies = dict(zip(shards, pool.map(in_own_process, shards), strict=True))
+    for tally in tallies.values():
         total.add(tally or Tally())
-    failed = [first + i for i, tally in enumerate(tallies) if tally is None]
+    whole = {**whole, "networks": whole["networks"] + total.networks}
+    whole["failed"] = failed = [number for number, tally in tallies.items() if tally is None]
     names = sorted({rule.name for pipeline in pipelines() for step in pipeline for rule in rules_of(step)})
-    rows = [{"rule": name, "commits": total.commits[name], "refusals": total.refusals[name],
-             "left": total.left_by(name)} for name in names]  # fmt: skip
+    rows = [_row(name, total, before.get(name, {})) for name in names]
     print(table(rows))
     print(f"{total.networks} networks in {time.perf_counter() - started:.0f} s")
-    print(harness.save("random_networks", [{"networks": total.networks, "seed": given_.seed, "failed": failed}, *rows]))
+    print(harness.save("random_networks", [whole, *rows]))
     if failed:
         raise SystemExit(f"shards {failed} have a network that failed; it is printed above")
 
