@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from rewrite import compat
+from rewrite import compat, toeplitz
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -41,6 +41,8 @@ def call(node: Node, args: Any, kwargs: Any, double: bool = False) -> Any:
         args, kwargs = compat.tree_map(_lift_argument, (args, dict(kwargs)))
         if creates_floats(node):
             kwargs["dtype"] = lift_dtype(node.meta["val"].dtype)
+        if target in toeplitz.SUBSTITUTES:
+            return toeplitz.conv(target, *args, **kwargs)
     return target(*args, **kwargs)
 
 

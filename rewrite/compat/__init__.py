@@ -5,6 +5,7 @@ Supported: torch 2.11 and newer.
 """
 
 from torch._dispatch.python import enable_python_dispatcher as python_dispatcher
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.graph import CodeGen
@@ -129,6 +130,7 @@ __all__ = [
     "signature_trees",
     "specialize_floats",
     "statically_known_true",
+    "suggest_memory_format",
     "symbolic_mode",
     "tree_flatten",
     "tree_map",
