@@ -28,21 +28,19 @@ _BLOCK = 64
 """How many outputs one matrix makes, along the last dimension."""
 
 
-def conv(
-    target: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Tensor:  # fmt: skip
+def conv(target: Any, *args: Any, **kwargs: Any) -> Tensor:
     """What ``aten.conv1d`` or ``aten.conv2d`` gives for the same arguments.
 
     Args:
         target: the operator, which is called for all that is not a depthwise convolution of finite numbers in float64
             with many taps.
-        x, weight, bias, stride, padding, dilation, groups: its arguments.
+        args, kwargs: its arguments.
     """
+    x, weight, bias, stride, padding, dilation, groups = _bound(*args, **kwargs)
+    if isinstance(padding, str) or not _pays(x, weight, groups):
+        return target(*args, **kwargs)  # type: ignore[no-any-return]
     dims = weight.dim() - 2
-    settings = [_each(setting, dims) for setting in (stride, padding, dilation)] if isinstance(padding, list) else []
-    if not settings or not _pays(x, weight, groups):
-        return target(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+    settings = [_each(setting, dims) for setting in (stride, padding, dilation)]
     formats = [torch.contiguous_format if dims == 1 else compat.suggest_memory_format(side) for side in (x, weight)]
     if dims == 1:  # an image of one row
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
@@ -57,6 +55,13 @@ def conv(
 
 SUBSTITUTES = frozenset({aten.conv1d.default, aten.conv2d.default})
 """The operators for which :func:`conv` stands in."""
+
+
+def _bound(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor | None, Any, Any, Any, int]:  # fmt: skip
+    return input, weight, bias, stride, padding, dilation, groups
 
 
 def _each(setting: Any, dims: int) -> list[int]:

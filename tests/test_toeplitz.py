@@ -62,6 +62,15 @@ LEFT: dict[str, tuple[Any, ...]] = {
 }
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_settings_may_be_left_out(channels: int):
+    given = x[:, :channels], weight[:channels]
+    found = toeplitz.conv(aten.conv1d.default, *given, groups=channels)
+    torch.testing.assert_close(found, aten.conv1d.default(*given, groups=channels))
+    dense = x, weight.expand(3, 3, 140)
+    assert torch.equal(toeplitz.conv(aten.conv1d.default, *dense), aten.conv1d.default(*dense))
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_the_rest_is_left_to_torch(name: str):
     with pytest.raises(AssertionError, match="torch was asked"):
