@@ -318,6 +318,10 @@ REFUSED: dict[str, tuple[Forward, str, str]] = {
         lambda self, x: F.conv2d(x * self.vector, x[:, :, :2, :2]), "the kernel depends on the input",
         "compute it from parameters",
     ),
+    "parameters of a norm from the input": (
+        lambda self, x: self.columns(F.layer_norm(x, [6], x[0, 0, 0])), "the norm's weight depends on the input",
+        "compute it from parameters",
+    ),
     "a weight of two layers": (
         lambda self, x: self.columns(self.features(x)) + self.columns(x),
         "the layer's weight is also read elsewhere, and would be needed twice", "a weight of its own",
