@@ -2,6 +2,7 @@
 
     python -m benchmarks.random_networks [--examples 5000] [--processes 2] [--seed 0]
     python -m benchmarks.random_networks --again        # those of the record that failed; the others stay counted
+    python -m benchmarks.random_networks --more --seed 2 --examples 1000        # others, besides those of the record
 
 Each network of :func:`rewrite.testing.networks.networks` is captured once. Every step that pipelines can name runs over
 it alone, choices included, and then the default pipeline; each result is compared with the model itself, element by
@@ -181,6 +182,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="only the shards of the record that failed")
+    parser.add_argument("--more", action="store_true", help="what is recorded stays counted")
     parser.add_argument("--shard", nargs=2, help=argparse.SUPPRESS)
     given_ = parser.parse_args(arguments)
     if given_.shard is not None:
@@ -188,16 +190,20 @@ def main(arguments: list[str]) -> None:
         tally = shard(SHARD, int(number))
         Path(path).write_text(json.dumps([tally.networks, *tally.counters]))
         return
-    started, total, before = time.perf_counter(), Tally(), recorded() if given_.again else {}
-    whole = before.get("", {"networks": 0, "seed": given_.seed})
+    started, total, before = time.perf_counter(), Tally(), recorded() if given_.again or given_.more else {}
+    whole = before.get("", {"networks": 0, "seeds": [], "failed": []})
     first, count = given_.seed * MOST_SHARDS, -(-given_.examples // SHARD)
     shards = whole["failed"] if given_.again else range(first, first + count)
     with ThreadPoolExecutor(given_.processes) as pool:
         tallies = dict(zip(shards, pool.map(in_own_process, shards), strict=True))
     for tally in tallies.values():
         total.add(tally or Tally())
-    whole = {**whole, "networks": whole["networks"] + total.networks}
-    whole["failed"] = failed = [number for number, tally in tallies.items() if tally is None]
+    failed = [number for number, tally in tallies.items() if tally is None]
+    whole = {
+        "networks": whole["networks"] + total.networks,
+        "seeds": sorted({*whole["seeds"], *(number // MOST_SHARDS for number in shards)}),
+        "failed": failed if given_.again else whole["failed"] + failed,
+    }
     names = sorted({rule.name for pipeline in pipelines() for step in pipeline for rule in rules_of(step)})
     rows = [_row(name, total, before.get(name, {})) for name in names]
     print(table(rows))

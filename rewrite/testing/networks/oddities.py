@@ -152,6 +152,23 @@ def twice(d: Drawing) -> None:
         d.step("contiguous", d.step("clone", value))
 
 
+def gathered(d: Drawing) -> None:
+    """The mean, sum or maximum of what is permuted, reshaped or added up; two signs that cancel."""
+    value = d.value()
+    if value is None:
+        return
+    form = d.one_of(["layout", "sum", "signs"])
+    if form == "layout":
+        last = d.flag()
+        value = d.step("permute", value, order=[0, 2, 3, 1]) if last else d.step("tokens", value)
+        d.step(d.one_of(["mean", "sum", "largest"]), value, dims=[1, 2] if last else [1], keepdim=d.flag())
+    elif form == "sum":
+        value = d.step(d.one_of(["add", "sub"]), same_size(d, value, d.shape(value)[1], d.one_of([1, 3])), value)
+        d.step(d.one_of(["mean", "sum"]), value, dims=[2, 3], keepdim=d.flag())
+    else:
+        d.step("negate", d.step("times", value, by=-1.0) if d.flag() else d.step("negate", value))
+
+
 def nothing(d: Drawing) -> None:
     """Arithmetic that changes nothing."""
     value = d.value((2, 3, 4))
@@ -203,6 +220,6 @@ def maxima(d: Drawing) -> None:
 
 
 ODDITIES: tuple[Motif, ...] = (
-    planted, views, kernels, patches, dilated, adapter, leftover, shifted, mean_of_norm, twice, nothing, finite,
-    in_range, maxima,
+    planted, views, kernels, patches, dilated, adapter, leftover, shifted, mean_of_norm, twice, gathered, nothing,
+    finite, in_range, maxima,
 )  # fmt: skip
