@@ -8,10 +8,11 @@ time, although most elements of such a matrix are zeros.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewrite import compat
@@ -26,6 +27,12 @@ _FEW_TAPS = 128
 
 _BLOCK = 64
 """How many outputs one matrix makes, along the last dimension."""
+
+_ELEMENTS = 2**23
+"""How many numbers may be held at once: 64 MiB."""
+
+_PLAIN = (Tensor, nn.Parameter)
+"""Kinds of tensors that have values."""
 
 
 def conv(target: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -45,7 +52,11 @@ def conv(target: Any, *args: Any, **kwargs: Any) -> Tensor:
     if dims == 1:  # an image of one row
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         settings = [[fill, *setting] for fill, setting in zip((1, 0, 1), settings, strict=True)]
-    y = _depthwise(x, weight, *settings)
+    stride, padding, dilation = settings
+    made = _Geometry(stride, padding, dilation, weight.shape[2:], x.shape[2:])
+    if min(made.outputs) < 1:
+        return target(*args, **kwargs)  # type: ignore[no-any-return]  # which says what is wrong
+    y = _depthwise(x, weight, made)
     if bias is not None:
         y = y + bias[:, None, None]
     if torch.channels_last in formats:
@@ -71,7 +82,10 @@ def _each(setting: Any, dims: int) -> list[int]:
 
 def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     return (
-        x.dtype == weight.dtype == torch.float64
+        type(x) in _PLAIN
+        and type(weight) in _PLAIN
+        and not compat.is_transforming()
+        and x.dtype == weight.dtype == torch.float64
         and x.dim() == weight.dim()
         and x.device.type == "cpu"
         and x.numel() > 0
@@ -82,30 +96,52 @@ def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     )
 
 
-def _depthwise(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """``[N, C, H, W]`` with a kernel ``[C, 1, *kernel]``."""
-    (batch, channels), rows = x.shape[:2], weight.shape[2]
-    reaches = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    height, width = (
-        (size + 2 * pad - reach) // step + 1
-        for size, pad, reach, step in zip(x.shape[2:], padding, reaches, stride, strict=True)
-    )
+@dataclass(frozen=True)
+class _Geometry:
+    """Of rows and columns: the first and second of each pair."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    kernel: Sequence[int]
+    size: Sequence[int]
+
+    @property
+    def reach(self) -> list[int]:
+        return [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+
+    @property
+    def outputs(self) -> list[int]:
+        each = zip(self.size, self.padding, self.reach, self.stride, strict=True)
+        return [(size + 2 * pad - reach) // step + 1 for size, pad, reach, step in each]
+
+
+def _depthwise(x: Tensor, weight: Tensor, made: _Geometry) -> Tensor:
+    """``[N, C, H, W]`` with a kernel ``[C, 1, *kernel]``, a few channels at a time."""
+    height, width = made.outputs
     length = min(width, _BLOCK)
     count = -(-width // length)
-    frame = stride[1] * (length - 1) + reaches[1]
-    behind = stride[1] * length * (count - 1) + frame - x.shape[3] - padding[1]
-    x = F.pad(x, [padding[1], behind, padding[0], padding[0]])  # a negative amount cuts off what nothing reads
-    frames = x.unfold(3, frame, stride[1] * length).transpose(0, 1)  # [C, N, H, count, frame]
-    matrices = _matrices(weight[:, 0], frame, length, stride[1], dilation[1])
+    frame = made.stride[1] * (length - 1) + made.reach[1]
+    used = made.stride[1] * length * (count - 1) + frame
+    (above, left), missing = made.padding, used - x.shape[3] - made.padding[1]
+    x = F.pad(x, [left, max(0, missing), above, above])[..., :used]
+    elements = frame * (made.kernel[0] * length + x.shape[0] * height * count)
+    few = max(1, _ELEMENTS // elements)
+    parts = zip(x.split(few, 1), weight[:, 0].split(few), strict=True)
+    return torch.cat([_in_frames(part, kernels, made, frame, length, count) for part, kernels in parts], 1)[..., :width]
+
+
+def _in_frames(x: Tensor, weight: Tensor, made: _Geometry, frame: int, length: int, count: int) -> Tensor:
+    """The outputs of padded channels, and more behind them: ``length`` for each of ``count`` frames of a row."""
+    (batch, channels), height = x.shape[:2], made.outputs[0]
+    frames = x.unfold(3, frame, made.stride[1] * length).transpose(0, 1)  # [C, N, H, count, frame]
+    matrices = _matrices(weight, frame, length, made.stride[1], made.dilation[1])
     total = x.new_zeros(channels, batch * height * count, length)
-    for row in range(rows):
-        first = dilation[0] * row
-        seen = frames[:, :, first : first + stride[0] * (height - 1) + 1 : stride[0]]
+    for row in range(made.kernel[0]):
+        first = made.dilation[0] * row
+        seen = frames[:, :, first : first + made.stride[0] * (height - 1) + 1 : made.stride[0]]
         total.baddbmm_(seen.reshape(channels, -1, frame), matrices[:, row])
-    y = total.reshape(channels, batch, height, count * length)[..., :width]
-    return y.transpose(0, 1)
+    return total.reshape(channels, batch, height, count * length).transpose(0, 1)
 
 
 def _matrices(weight: Tensor, frame: int, length: int, stride: int, dilation: int) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewrite import toeplitz
+from rewrite.compat import FakeTensorMode
 
 aten = torch.ops.aten
 TARGETS = {1: aten.conv1d.default, 2: aten.conv2d.default}
@@ -60,6 +61,34 @@ LEFT: dict[str, tuple[Any, ...]] = {
     "no batch": (x[0], weight, None, [1], [0], [1], 3),
     "nothing": (x[:0], weight, None, [1], [0], [1], 3),
 }
+
+
+FAR: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[list[int], ...]]] = {
+    "outputs of the zeros before alone": ((1, 2, 3), (2, 1, 130), ([200], [150], [1])),
+    "columns that nothing reads": ((1, 2, 400), (2, 1, 130), ([270], [0], [1])),
+    "more than is held at once": ((2, 40, 900), (40, 1, 700), ([1], [350], [1])),
+    "rows of one output": ((1, 2, 9, 40), (2, 1, 9, 15), ([5, 1], [0, 7], [1, 1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_far_strides_and_many_channels(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(toeplitz, "_ELEMENTS", 2**20)
+    sizes, kernel, settings = FAR[name]
+    x, weight = torch.randn(sizes, dtype=torch.float64), torch.randn(kernel, dtype=torch.float64)
+    given = (x, weight, None, *settings, sizes[1])
+    expected = TARGETS[len(sizes) - 2](*given)
+    torch.testing.assert_close(toeplitz.conv(refuse, *given), expected, rtol=1e-12, atol=1e-11)
+
+
+def test_tensors_without_values_and_kernels_that_do_not_fit_are_torchs():
+    with FakeTensorMode() as mode:
+        found = toeplitz.conv(aten.conv1d.default, mode.from_tensor(x), mode.from_tensor(weight), groups=3)
+    assert found.shape == (2, 3, 51)
+    mapped = torch.vmap(lambda row: toeplitz.conv(aten.conv1d.default, row, weight, groups=3))(x[:, None])
+    torch.testing.assert_close(mapped[:, 0], aten.conv1d.default(x, weight, groups=3))
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        toeplitz.conv(aten.conv1d.default, x[..., :90], weight, None, [1], [0], [1], 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
