@@ -170,12 +170,15 @@ def gathered(d: Drawing) -> None:
 
 
 def nothing(d: Drawing) -> None:
-    """Arithmetic that changes nothing."""
+    """Arithmetic that changes nothing; all channels, or all but one."""
     value = d.value((2, 3, 4))
     if value is None:
         return
-    form = d.one_of(["times", "plus", "less"])
-    if form == "times":
+    form = d.one_of(["times", "plus", "less", "part"])
+    if form == "part":
+        channels = d.shape(value)[1]
+        d.step("part", value, start=0, end=d.one_of([channels, max(1, channels - 1)]), dim=1)
+    elif form == "times":
         d.step("times", value, by=d.one_of([1, 1.0, 2.0]))
     else:
         d.step(form, value, number=d.one_of([0, 0.0, 0, -0.0, 1.0]))
