@@ -12,6 +12,7 @@ from rewrite.cost import count
 from rewrite.errors import RuleError
 from rewrite.flops import Sizes
 from rewrite.listener import Listener
+from rewrite.pipeline import rules_of
 from rewrite.plan import Plan
 from rewrite.report import Report
 from rewrite.result import Program
@@ -81,7 +82,8 @@ class Rewriting:
             watch = _Watch(batch_symbols(graph))
             records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
-        return cls(captured, recipe, graph, records, time.perf_counter() - started, (*notes, *strides_note(graph)))
+        notes = (*notes, *_cautions(recipe, records), *strides_note(graph))
+        return cls(captured, recipe, graph, records, time.perf_counter() - started, notes)
 
     @property
     def commits(self) -> list[Commit]:
@@ -119,3 +121,10 @@ class Rewriting:
         return Program(
             self.graph, report, values, self.captured.one_row, split, self.plan, decided=self.captured.decided
         )
+
+
+def _cautions(recipe: Recipe, records: list[StepRecord]) -> tuple[str, ...]:
+    """What the rules that have rewritten something want to be known, each once."""
+    made = {commit.rule for record in records for commit in record.commits}
+    rules = [rule for step in recipe.pipeline for rule in rules_of(step)]
+    return tuple(dict.fromkeys(rule.caution for rule in rules if rule.caution and rule.name in made))

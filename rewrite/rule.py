@@ -140,6 +140,7 @@ class Rule:
             model is rewritten anew when they change.
         rounds_weights: the weights of the replacement are equal to the model's up to a few roundings in their dtype, as
             a kernel of rank one is in float32 only; verification in float64 allows for that.
+        caution: what a user should know where the rule has rewritten something, a sentence; the report says it.
         starts: what a match begins at, for people: "a batch norm behind a layer"; by default the pattern says it.
         keeps: the kinds of operators that a rewrite leaves in place, for estimates of what it gains; None where it
             leaves one, the costliest.
@@ -152,6 +153,7 @@ class Rule:
     choice: ClassVar[bool] = False
     reads_values: ClassVar[bool] = False
     rounds_weights: ClassVar[bool] = False
+    caution: ClassVar[str] = ""
     starts: ClassVar[str] = ""
     keeps: ClassVar[tuple[type[View], ...] | None] = None
 
