@@ -84,7 +84,7 @@ def pipelines() -> list[Pipeline]:
     steps = [step() for step in passes.STEPS]
     exact = [step for step in steps if all(rule.fidelity.exact for rule in rules_of(step))]
     asked = [passes.ReductionAlgebra(finite=True), passes.MeanOfUniformGroupNorm(finite=True),
-             passes.PatchesAsLinear(pointwise=True)]  # fmt: skip
+             passes.PatchesAsLinear(pointwise=True), passes.FftConvolution(saving=0)]  # fmt: skip
     return [*(Pipeline((step,)) for step in (*exact, *asked)), passes.default_pipeline()]
 
 

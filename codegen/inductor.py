@@ -102,6 +102,8 @@ def _compiling() -> Iterator[None]:
         # Inductor's own modules use what torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        # transforms are calls of libraries in any case
+        warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
         yield
 
 

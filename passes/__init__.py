@@ -20,6 +20,7 @@ Choices, which are better here and worse there, so that they are made only where
 
 - :mod:`passes.patches_as_linear`: a patch embedding as a linear layer over patches
 - :mod:`passes.pointwise`: linear layers as 1x1 convolutions, and back
+- :mod:`passes.fft_convolution`: a convolution with a long kernel by Fourier transforms
 - :mod:`passes.space_to_batch`: a dilated convolution over the phases of its input
 - :mod:`passes.separate_kernel`: a separable kernel as one along each dimension
 - :mod:`passes.filter_basis`: few different filters as a depthwise and a pointwise convolution
@@ -39,6 +40,7 @@ other as one, :mod:`passes.sums`, the ends and terms of add-trees, :mod:`passes.
 from __future__ import annotations
 
 from passes.commute_pooling import AveragePoolBeforePointwise, CommutePooling
+from passes.fft_convolution import FftConvolution
 from passes.filter_basis import FilterBasis
 from passes.fold_affine import FoldAffine, FoldBatchNorm, FoldLayerScale
 from passes.fold_constants import FoldConstants
@@ -66,7 +68,7 @@ STEPS: tuple[type[Step], ...] = (
     MergeWide, MergeSelection, HoistPooling, CommutePooling, ReductionAlgebra, ClampByConstant, MeanOfUniformGroupNorm,
     AveragePoolBeforePointwise, TrimKernel, PruneExact, RemoveUnreadChannels, FoldConstants,
     HoistSharedPooling, PatchesAsLinear, LinearAsConvolution, ConvolutionAsLinear, SpaceToBatch, SeparateKernel,
-    FilterBasis, SplitSupport, MergeSupport,
+    FilterBasis, SplitSupport, MergeSupport, FftConvolution,
 )  # fmt: skip
 """Every step that pipelines can name."""
 

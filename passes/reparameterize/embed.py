@@ -25,13 +25,13 @@ def embedded(g: Builder, kernel: Node, parts: Sequence[Taps], wholes: Sequence[T
     margins: list[int] = []
     for dim, (part, whole) in enumerate(zip(parts, wholes, strict=True), start=2):
         offset, step = place(part, whole)
-        kernel = _spread(g, kernel, dim, step)
+        kernel = spread_taps(g, kernel, dim, step)
         length = step * (part.count - 1) + 1
         margins[:0] = (offset, whole.count - offset - length)  # torch counts padded dimensions from the last
     return g(aten.constant_pad_nd.default, kernel, margins) if any(margins) else kernel
 
 
-def _spread(g: Builder, kernel: Node, dim: int, step: int) -> Node:
+def spread_taps(g: Builder, kernel: Node, dim: int, step: int) -> Node:
     """Zeros between the taps of one dimension, so that they are ``step`` apart."""
     shape = [int(n) for n in value(kernel).shape]
     if step == 1 or shape[dim] == 1:

@@ -143,6 +143,9 @@ class Specialization:
         conversion = _conversion(self, sources)
         if conversion == self.conversion:
             return self
+        short = next((dtype for pair in conversion.dtypes.items() for dtype in pair if dtype.itemsize == 2), None)
+        if self._transforms and short is not None:
+            raise Misfit(f"it transforms in float32, and its weights were or are {short}")
         return Specialization(self.program, self.registered, self.attributes, conversion)
 
     def accepts(self, flat: list[Any], structure: Tree, autocast: bool = False) -> bool:
@@ -172,9 +175,20 @@ class Specialization:
             symbolic = isinstance(size, torch.SymInt)
             wanted = symbols.setdefault(str(size), given) if symbolic else size
             # asked in this order, so that a size that is symbolic itself stays free
-            if wanted != given or (symbolic and not self.program.one_row and given == 1):
+            if wanted != given or (symbolic and given in self._unfit):
                 return False
         return True
+
+    @cached_property
+    def _unfit(self) -> frozenset[int]:
+        """Values of free sizes for which the program is not made: one, where forward means something else by it, and
+        none where it transforms, for libraries have no transform of nothing."""
+        return frozenset((*([] if self.program.one_row else [1]), *([0] if self._transforms else [])))
+
+    @cached_property
+    def _transforms(self) -> bool:
+        """Whether the program has Fourier transforms, which 16-bit numbers have not."""
+        return any(getattr(node.target, "_opname", "").startswith("fft_") for node in self.graph.calls())
 
 
 def _finite(tensor: Tensor) -> bool:
