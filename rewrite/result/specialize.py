@@ -175,15 +175,15 @@ class Specialization:
             symbolic = isinstance(size, torch.SymInt)
             wanted = symbols.setdefault(str(size), given) if symbolic else size
             # asked in this order, so that a size that is symbolic itself stays free
-            if wanted != given or (symbolic and given in self._unfit):
+            if wanted != given or (symbolic and any(given == unfit for unfit in self._unfit)):
                 return False
         return True
 
     @cached_property
-    def _unfit(self) -> frozenset[int]:
+    def _unfit(self) -> tuple[int, ...]:
         """Values of free sizes for which the program is not made: one, where forward means something else by it, and
         none where it transforms, for libraries have no transform of nothing."""
-        return frozenset((*([] if self.program.one_row else [1]), *([0] if self._transforms else [])))
+        return (*(() if self.program.one_row else (1,)), *((0,) if self._transforms else ()))
 
     @cached_property
     def _transforms(self) -> bool:
