@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewrite import compat
+from rewrite.finite import all_finite
+from rewrite.ops.convolution import per_dim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +49,11 @@ def conv(target: Any, *args: Any, **kwargs: Any) -> Tensor:
     if isinstance(padding, str) or not _pays(x, weight, groups):
         return target(*args, **kwargs)  # type: ignore[no-any-return]
     dims = weight.dim() - 2
-    settings = [_each(setting, dims) for setting in (stride, padding, dilation)]
+    settings = [per_dim(setting, dims) for setting in (stride, padding, dilation)]
     formats = [torch.contiguous_format if dims == 1 else compat.suggest_memory_format(side) for side in (x, weight)]
     if dims == 1:  # an image of one row
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-        settings = [[fill, *setting] for fill, setting in zip((1, 0, 1), settings, strict=True)]
+        settings = [(fill, *setting) for fill, setting in zip((1, 0, 1), settings, strict=True)]
     stride, padding, dilation = settings
     made = _Geometry(stride, padding, dilation, weight.shape[2:], x.shape[2:])
     if min(made.outputs) < 1:
@@ -75,11 +77,6 @@ def _bound(
     return input, weight, bias, stride, padding, dilation, groups
 
 
-def _each(setting: Any, dims: int) -> list[int]:
-    values = [setting] if isinstance(setting, int) else list(setting)
-    return values * dims if len(values) == 1 else values
-
-
 def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     return (
         type(x) in _PLAIN
@@ -92,7 +89,8 @@ def _pays(x: Tensor, weight: Tensor, groups: int) -> bool:
         and groups == x.shape[1] == weight.shape[0]
         and math.prod(weight.shape[2:]) >= _FEW_TAPS
         # a matrix would multiply its zeros with infinities
-        and bool(torch.isfinite(x.sum()) and torch.isfinite(weight.sum()))
+        and all_finite(x)
+        and all_finite(weight)
     )
 
 

@@ -66,7 +66,8 @@ class Convolution(View):
         return int(shape[1]) * self.groups if self.transposed else int(shape[0])
 
 
-def _per_dim(setting: Any, dims: int) -> tuple[int, ...]:
+def per_dim(setting: Any, dims: int) -> tuple[int, ...]:
+    """A setting that may be one number for all dimensions, as one for each."""
     values = (setting,) if isinstance(setting, int) else tuple(setting)
     return values * dims if len(values) == 1 else values
 
@@ -88,13 +89,13 @@ def _convolution(node: Node, a: dict[str, Any]) -> Convolution | None:
         return None
     dims = value(weight).dim() - 2
     transposed = bool(a.get("transposed", "transpose" in str(node.target)))
-    dilation = _per_dim(a["dilation"], dims)
+    dilation = per_dim(a["dilation"], dims)
     padding: tuple[tuple[int, int], ...]
     if isinstance(a["padding"], str):
         padding = _same(weight, dilation) if a["padding"] == "same" else ((0, 0),) * dims
     else:
-        padding = tuple((p, p) for p in _per_dim(a["padding"], dims))
+        padding = tuple((p, p) for p in per_dim(a["padding"], dims))
     return Convolution(
-        node, a["input"], weight, a.get("bias"), _per_dim(a["stride"], dims), padding, dilation, a["groups"],
-        transposed, _per_dim(a.get("output_padding", 0), dims),
+        node, a["input"], weight, a.get("bias"), per_dim(a["stride"], dims), padding, dilation, a["groups"],
+        transposed, per_dim(a.get("output_padding", 0), dims),
     )  # fmt: skip

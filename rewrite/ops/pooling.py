@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rewrite.ops.convolution import _per_dim
+from rewrite.ops.convolution import per_dim
 from rewrite.ops.view import View, reads, value
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class AveragePool(View):
 @reads(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 def _avg_pool(node: Node, a: dict[str, Any]) -> AveragePool:
     dims = int(str(node.target).split("avg_pool")[1][0])
-    kernel = _per_dim(a["kernel_size"], dims)
-    stride = _per_dim(a["stride"], dims) if a["stride"] else kernel
-    return AveragePool(node, a["input" if "input" in a else "self"], kernel, stride, _per_dim(a["padding"], dims),
+    kernel = per_dim(a["kernel_size"], dims)
+    stride = per_dim(a["stride"], dims) if a["stride"] else kernel
+    return AveragePool(node, a["input" if "input" in a else "self"], kernel, stride, per_dim(a["padding"], dims),
                        bool(a["count_include_pad"]), bool(a["ceil_mode"]), a.get("divisor_override"))  # fmt: skip
 
 
@@ -85,9 +85,9 @@ class MaxPool(View):
 
 
 def _max_pool(node: Node, a: dict[str, Any], dims: int) -> MaxPool:
-    kernel = _per_dim(a["kernel_size"], dims)
-    stride = _per_dim(a["stride"], dims) if a["stride"] else kernel
-    padding, dilation = _per_dim(a["padding"], dims), _per_dim(a["dilation"], dims)
+    kernel = per_dim(a["kernel_size"], dims)
+    stride = per_dim(a["stride"], dims) if a["stride"] else kernel
+    padding, dilation = per_dim(a["padding"], dims), per_dim(a["dilation"], dims)
     return MaxPool(node, a["self"], kernel, stride, padding, dilation, bool(a["ceil_mode"]))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rewrite.finite import all_finite
 from rewrite.rule import Fidelity
 
 if TYPE_CHECKING:
@@ -121,12 +122,6 @@ def _judged(
         f"{float(bound[at]):.2e}",
         float(ratio.max()),
     )
-
-
-def all_finite(values: Tensor) -> bool:
-    """Whether all elements are certainly finite: their sum is. Sums of large ones may not be."""
-    total = values.sum() if values.is_complex() else values.sum(dtype=torch.float64)
-    return bool(torch.isfinite(total))
 
 
 def _distance(values: Tensor, reference: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from rewrite import compat, evaluate
+from rewrite.finite import all_finite
 from rewrite.ops import (
     BatchNorm,
     Cast,
@@ -32,7 +33,6 @@ from rewrite.ops import (
     view,
 )
 from rewrite.rule import Fidelity
-from rewrite.verify.compare import all_finite
 from rewrite.verify.operators import BATCH_NORMS, LIPSCHITZ, MULTILINEAR, name_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rewrite import compat, evaluate
+from rewrite.finite import all_finite
 from rewrite.rule import Fidelity
-from rewrite.verify.compare import Finding, all_finite, close, equal, same_kind
+from rewrite.verify.compare import Finding, close, equal, same_kind
 from rewrite.verify.magnitude import environment, magnitudes
 from rewrite.verify.rounding import Arithmetic, count
 from rewrite.verify.sharing import shared
