@@ -11,7 +11,7 @@ import torch
 from passes import affine
 from passes.convolve import convolution_refusal, convolve
 from passes.reparameterize.embed import embedded
-from passes.reparameterize.kernels import Taps, union
+from passes.reparameterize.kernels import Taps, taps_of, union
 from rewrite.ops import Concatenation, Convolution, Piece, Slice, value, view, view_as
 from rewrite.provenance import called
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
@@ -143,10 +143,7 @@ def _refusal(graph: Graph, cat: Node, parts: Sequence[Part]) -> Refusal | None:
 
 
 def _taps(part: Part, dims: int) -> list[Taps]:
-    if part.conv is None:
-        return [Taps()] * dims
-    geometry = zip(part.conv.kernel, part.conv.dilation, part.conv.padding, strict=True)
-    return [Taps(count, step, low, high) for count, step, (low, high) in geometry]
+    return [Taps()] * dims if part.conv is None else taps_of(part.conv)
 
 
 def _union(parts: Sequence[Part]) -> list[Taps] | None:

@@ -14,6 +14,10 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from passes.reparameterize.kernels import Taps
 
 _LARGEST = 2**26
 """No transform is longer than this."""
@@ -25,37 +29,33 @@ class Circle:
 
     Attributes:
         size: of the input.
-        taps, step: how many taps the kernel has, and their distance.
-        low, high: zeros before and behind the input.
+        taps: of the kernel.
         stride: of the convolution.
     """
 
     size: int
-    taps: int
-    step: int
-    low: int
-    high: int
-    stride: int
+    taps: Taps
+    stride: int = 1
 
     @property
     def reach(self) -> int:
         """How many elements the kernel spans."""
-        return self.step * (self.taps - 1) + 1
+        return self.taps.extent + 1
 
     @property
     def dense(self) -> int:
         """How many outputs there are at stride 1."""
-        return self.size + self.low + self.high - self.reach + 1
+        return self.taps.outputs(self.size, 1)
 
     @property
     def outputs(self) -> int:
         """How many outputs there are."""
-        return (self.dense - 1) // self.stride + 1
+        return self.taps.outputs(self.size, self.stride)
 
     @property
     def least(self) -> int:
         """The fewest points of a circle: no zero is missing, no output and no tap meets another one."""
-        return max(self.size + max(self.low, self.high), self.dense, self.reach)
+        return max(self.size + max(self.taps.low, self.taps.high), self.dense, self.reach)
 
     @property
     def period(self) -> int:

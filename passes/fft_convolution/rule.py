@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from passes import affine
-from passes.convolve import convolution_refusal, sizes_refusal
+from passes.convolve import convolution_refusal, sizes_refusal, spatial_sizes
 from passes.fft_convolution import costs
 from passes.fft_convolution.blocks import Blocks, blocks
 from passes.fft_convolution.circle import Circle
 from passes.fft_convolution.transforms import backward, computing_dtype, forward, product, spectrum
+from passes.reparameterize.kernels import taps_of
 from rewrite.ops import Convolution, value, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -94,9 +95,8 @@ class FftConvolution(Rule):
 
 
 def _circles(conv: Convolution) -> tuple[Circle, ...]:
-    sizes: Sequence[Any] = value(conv.input).shape[2:]
-    geometry = zip(sizes, conv.kernel, conv.dilation, conv.padding, conv.stride, strict=True)
-    return tuple(Circle(int(size), taps, step, low, high, stride) for size, taps, step, (low, high), stride in geometry)
+    each = zip(spatial_sizes(conv.input), taps_of(conv), conv.stride, strict=True)
+    return tuple(Circle(size, taps, stride) for size, taps, stride in each)
 
 
 def _size_refusal(conv: Convolution) -> Refusal | None:
@@ -119,13 +119,14 @@ def _dearer(conv: Convolution, circles: Sequence[Circle], cut: Blocks | None, sa
 def _whole(g: Builder, conv: Convolution, circles: Sequence[Circle], x: Node) -> Node:
     """All outputs at stride 1 from one circle, and more behind them."""
     periods = [circle.period for circle in circles]
-    kernel = spectrum(g, conv, periods, [circle.low for circle in circles])
+    kernel = spectrum(g, conv, periods, [circle.taps.low for circle in circles])
     return backward(g, product(g, forward(g, x, periods), kernel, conv), periods)
 
 
 def _in_blocks(g: Builder, conv: Convolution, circle: Circle, cut: Blocks, x: Node) -> Node:
     """All outputs at stride 1 from one circle for each block, and more behind them."""
-    x = g(aten.constant_pad_nd.default, x, [circle.low, cut.padded - circle.size - circle.low])
+    low = circle.taps.low
+    x = g(aten.constant_pad_nd.default, x, [low, cut.padded - circle.size - low])
     x = g(aten.unfold.default, x, 2, cut.period, cut.length)  # [N, C, blocks, period]
     x = g(aten.permute.default, x, [0, 2, 1, 3])
     x = g(aten.flatten.using_ints, forward(g, x, [cut.period]), 0, 1)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rewrite.ops import Convolution
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -43,6 +45,12 @@ class Taps:
     def outputs(self, size: int, stride: int) -> int:
         """How many outputs an input of this size gives."""
         return (size + self.low + self.high - self.extent - 1) // stride + 1
+
+
+def taps_of(conv: Convolution) -> list[Taps]:
+    """Those of a convolution, one for each dimension."""
+    geometry = zip(conv.kernel, conv.dilation, conv.padding, strict=True)
+    return [Taps(count, step, low, high) for count, step, (low, high) in geometry]
 
 
 def union(parts: Sequence[Taps], stride: int, size: int | None) -> Taps | None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from passes import FftConvolution, FoldConstants
 from passes.fft_convolution.blocks import blocks
 from passes.fft_convolution.circle import Circle, fast_length
+from passes.reparameterize.kernels import Taps
 from rewrite import optimize
 from rewrite.errors import RewriteError
 from rewrite.offering import offers_in
@@ -79,7 +80,7 @@ def test_each_tap_is_a_shifted_copy(dims: int):
 )  # fmt: skip
 def test_the_circle_holds_the_padded_correlation(size: int, taps: int, step: int, low: int, high: int, stride: int):
     """In integers, tap by tap, for the smallest circle and for larger ones."""
-    circle = Circle(size, taps, step, low, high, stride)
+    circle = Circle(size, Taps(taps, step, low, high), stride)
     if circle.dense < 1:
         return
     x, w = [7 * i + 1 for i in range(size)], [10**i for i in range(taps)]
@@ -93,13 +94,16 @@ def test_the_circle_holds_the_padded_correlation(size: int, taps: int, step: int
         assert len({(low - step * i) % points for i in range(taps)}) == taps
 
 
-@pytest.mark.parametrize("circle", [Circle(20, 8, 1, 7, 0, 1), Circle(20, 9, 1, 4, 4, 1), Circle(20, 5, 3, 0, 12, 1)])
+@pytest.mark.parametrize(
+    "circle", [Circle(20, taps) for taps in (Taps(8, 1, 7, 0), Taps(9, 1, 4, 4), Taps(5, 3, 0, 12))]
+)
 def test_a_smaller_circle_wraps(circle: Circle):
-    x, w, points = torch.randn(circle.size), torch.randn(circle.taps), circle.least - 1
-    padded = F.pad(x, [circle.low, circle.high])
-    dense = F.conv1d(padded[None, None], w[None, None], dilation=circle.step)[0, 0]
+    taps = circle.taps
+    x, w, points = torch.randn(circle.size), torch.randn(taps.count), circle.least - 1
+    padded = F.pad(x, [taps.low, taps.high])
+    dense = F.conv1d(padded[None, None], w[None, None], dilation=taps.step)[0, 0]
     around = F.pad(x, [0, points - circle.size])
-    wrapped = sum(w[i] * around.roll(circle.low - circle.step * i) for i in range(circle.taps))
+    wrapped = sum(w[i] * around.roll(taps.low - taps.step * i) for i in range(taps.count))
     assert not torch.allclose(wrapped[: circle.dense], dense)
 
 
@@ -119,7 +123,7 @@ def test_lengths_are_fast_and_no_longer_than_needed():
 
 @given(size=st.integers(500, 20_000), taps=st.integers(2, 300), low=st.integers(0, 299))
 def test_blocks_read_everything_once_and_its_border_twice(size: int, taps: int, low: int):
-    circle = Circle(size, taps, 1, low, 0, 1)
+    circle = Circle(size, Taps(taps, 1, low, 0))
     if circle.dense < 1:
         return
     cut = blocks(circle)
