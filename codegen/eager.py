@@ -22,6 +22,7 @@ class Eager:
     name = "eager"
     freezes = False
     static = False
+    arranges = False
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as they are."""
@@ -30,6 +31,10 @@ class Eager:
     def compile(self, graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], frozen: bool) -> Executable:
         """The graph as generated Python code."""
         return run_eagerly(graph, tuple(weights))
+
+    def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
+        """The module's own code."""
+        return module.forward
 
     def compile_traced(
         self, module: GraphModule, examples: Sequence[Any], options: Mapping[str, Any]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codegen.packing import pack
 from rewrite import compat
 from rewrite.lowering import flat_module, run_eagerly, written_weights
 from rewrite.ops import Convolution, view_as
@@ -44,6 +45,7 @@ class Inductor:
     name = "TorchInductor"
     freezes = True
     static = True
+    arranges = True
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights with the kernels of convolutions in channels-last layout."""
@@ -83,6 +85,11 @@ class Inductor:
             return outputs
 
         return run
+
+    def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
+        """The module with packed kernels in channels-last layout; what Inductor generates runs operator by operator."""
+        pack(module)
+        return module.forward
 
     def compile_traced(
         self, module: GraphModule, examples: Sequence[Any], options: Mapping[str, Any]

@@ -14,6 +14,7 @@
 - :mod:`passes.reduction_algebra`: reductions of reductions, and of one element
 - :mod:`passes.trim_kernel`: zeros off the border of kernels
 - :mod:`passes.prune_exact`: channels that make no difference
+- :mod:`passes.select`: algorithms and layouts, chosen by measurement among some of the choices below
 - :mod:`passes.fold_constants`: what depends on weights alone, evaluated once
 
 Choices, which are better here and worse there, so that they are made only where a pipeline names them:
@@ -21,6 +22,9 @@ Choices, which are better here and worse there, so that they are made only where
 - :mod:`passes.patches_as_linear`: a patch embedding as a linear layer over patches
 - :mod:`passes.pointwise`: linear layers as 1x1 convolutions, and back
 - :mod:`passes.fft_convolution`: a convolution with a long kernel by Fourier transforms
+- :mod:`passes.conv1d_as_conv2d`: a convolution over a sequence as one over an image of one row
+- :mod:`passes.explicit_padding`: the zeros around a convolution's input by an operator of their own
+- :mod:`passes.convert_layout`: what a convolution reads, copied to channels first or last
 - :mod:`passes.space_to_batch`: a dilated convolution over the phases of its input
 - :mod:`passes.separate_kernel`: a separable kernel as one along each dimension
 - :mod:`passes.filter_basis`: few different filters as a depthwise and a pointwise convolution
@@ -40,6 +44,9 @@ other as one, :mod:`passes.sums`, the ends and terms of add-trees, :mod:`passes.
 from __future__ import annotations
 
 from passes.commute_pooling import AveragePoolBeforePointwise, CommutePooling
+from passes.conv1d_as_conv2d import Conv1dAsConv2d
+from passes.convert_layout import ChannelsFirst, ChannelsLast
+from passes.explicit_padding import ExplicitPadding
 from passes.fft_convolution import FftConvolution
 from passes.filter_basis import FilterBasis
 from passes.fold_affine import FoldAffine, FoldBatchNorm, FoldLayerScale
@@ -56,6 +63,7 @@ from passes.pointwise import ConvolutionAsLinear, LinearAsConvolution
 from passes.prune_exact import PruneExact, RemoveUnreadChannels
 from passes.reduction_algebra import ClampByConstant, MeanOfUniformGroupNorm, ReductionAlgebra
 from passes.reparameterize import Reparameterize
+from passes.select import Select
 from passes.separate_kernel import SeparateKernel
 from passes.simplify import Simplify
 from passes.space_to_batch import SpaceToBatch
@@ -68,7 +76,8 @@ STEPS: tuple[type[Step], ...] = (
     MergeWide, MergeSelection, HoistPooling, CommutePooling, ReductionAlgebra, ClampByConstant, MeanOfUniformGroupNorm,
     AveragePoolBeforePointwise, TrimKernel, PruneExact, RemoveUnreadChannels, FoldConstants,
     HoistSharedPooling, PatchesAsLinear, LinearAsConvolution, ConvolutionAsLinear, SpaceToBatch, SeparateKernel,
-    FilterBasis, SplitSupport, MergeSupport, FftConvolution,
+    FilterBasis, SplitSupport, MergeSupport, FftConvolution, Conv1dAsConv2d, ExplicitPadding, ChannelsLast,
+    ChannelsFirst, Select,
 )  # fmt: skip
 """Every step that pipelines can name."""
 
@@ -96,7 +105,9 @@ def default_pipeline() -> Pipeline:
         HoistPooling(), AveragePoolBeforePointwise(), ReductionAlgebra(),
         MergeSelection(), MergeWide(), MergeLinear(), MergeLowRank(),
         # the pieces of what is merged stand in the way of everything else
-        MergeSiblings(), Simplify(), FoldConstants(),
+        MergeSiblings(), Simplify(),
+        # what is chosen for one operator meets what is chosen for its neighbours
+        Select(), Simplify(), FoldConstants(),
     ))  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from rewrite.pipeline import Pipeline, rules_of
 from rewrite.provenance import entry, module_path
 from rewrite.recipe import Recipe
 from rewrite.report import Report
+from rewrite.select import ChoicePass
 from rewrite.strides import note as strides_note
 from rewrite.versions import versions
 
@@ -240,9 +241,11 @@ def _split(options: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
 
 
 def _default() -> Pipeline:
-    """The default pipeline without what looks at weights: one graph serves every instance of a class."""
+    """The default pipeline without what looks at weights, for one graph serves every instance of a class, and without
+    choices, for a graph may serve many sizes."""
     return Pipeline(tuple(
-        step for step in passes.default_pipeline() if not any(rule.reads_values for rule in rules_of(step))
+        step for step in passes.default_pipeline()
+        if not isinstance(step, ChoicePass) and not any(rule.reads_values for rule in rules_of(step))
     ))  # fmt: skip
 
 

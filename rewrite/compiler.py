@@ -110,7 +110,7 @@ class Compiler:
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], identity: str | None) -> Program:
         captured = capture(self.model, args, kwargs, training=self.training)
-        rewriting = self._rewriting(captured)
+        rewriting = self._rewriting(captured).tried()
         verdict = None
         if self.recipe.verify != "off":
             verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)

@@ -35,11 +35,13 @@ class Lowering(Protocol):
         name: in messages and reports.
         freezes: whether :meth:`compile` can bake weights in.
         static: whether an executable holds for the sizes of its example only.
+        arranges: whether it lays out what convolutions read itself, whatever the layout in the graph.
     """
 
     name: str
     freezes: bool
     static: bool
+    arranges: bool
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as executables that are not frozen want them; the same values, shapes and dtypes."""
@@ -55,6 +57,15 @@ class Lowering(Protocol):
             inputs: the flat inputs; only their metadata is read.
             frozen: the values of weights that a call does not write may be baked in. Such an executable ignores what it
                 is given for them.
+        """
+        ...
+
+    def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
+        """A small module with the kernels that an executable would call, made without compiling, to be timed.
+
+        Args:
+            module: its nodes have recorded values of the sizes and strides of a call, its attributes are weights. May
+                be changed.
         """
         ...
 

@@ -11,13 +11,15 @@ from rewrite.events import Decisions
 from rewrite.pipeline import Pipeline, rules_of
 from rewrite.replay import Replay
 from rewrite.search import search
+from rewrite.select import ChoicePass
 from rewrite.verify import MatchVerifier
 
 if TYPE_CHECKING:
-    from rewrite.driver import StepRecord
+    from rewrite.driver import StepRecord, StepRun
     from rewrite.graph import Graph
     from rewrite.listener import Listener
     from rewrite.plan import Plan
+    from rewrite.select import Selection, Tuning
 
 Verify = Literal["off", "default", "thorough"]
 
@@ -30,6 +32,7 @@ class Settings:
         pipeline: the text of the pipeline.
         exclude, verify, fuel: as in :class:`Recipe`.
         method: the method of the model that was captured, None for ``forward``.
+        tuning: what the choices depend on, '' where none were made.
     """
 
     pipeline: str
@@ -37,6 +40,7 @@ class Settings:
     verify: str = "default"
     fuel: int | None = None
     method: str | None = None
+    tuning: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Recipe:
         fuel: at most so many rewrites; None for no limit.
         listeners: hear every match, miss and rewrite.
         plan: make the rewrites of this plan, of the same pipeline and exclusions, instead of searching.
+        tuning: how steps that choose do it; without it they make nothing.
 
     Raises:
         InputError: an unknown level of verification, or a fuel that is no count.
@@ -61,6 +66,7 @@ class Recipe:
     fuel: int | None = None
     listeners: tuple[Listener, ...] = ()
     plan: Plan | None = None
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         if self.verify not in ("off", "default", "thorough"):
@@ -70,10 +76,21 @@ class Recipe:
 
     def settings(self, method: str | None = None) -> Settings:
         """The recipe as text; listeners and rules that no text names are lost."""
-        return Settings(str(self.pipeline), self.exclude, self.verify, self.fuel, method)
+        tuning = "" if self.selects is None else self.selects.identity
+        return Settings(str(self.pipeline), self.exclude, self.verify, self.fuel, method, tuning)
 
-    def apply(self, graph: Graph) -> list[StepRecord]:
+    @property
+    def selects(self) -> Tuning | None:
+        """How steps that choose do it; None where there are none, or where a plan has decided."""
+        choosing = any(isinstance(step, ChoicePass) and step.name not in self.exclude for step in self.pipeline)
+        return self.tuning if choosing and self.plan is None else None
+
+    def apply(self, graph: Graph, selection: Selection | None = None) -> list[StepRecord]:
         """Rewrite a graph in place, check its invariants, and drop the weights that it does not need any more.
+
+        Args:
+            graph: changed.
+            selection: decides in steps that choose; None makes nothing there.
 
         Raises:
             CycleError: rules undo each other.
@@ -83,7 +100,8 @@ class Recipe:
         verifier = None if self.verify == "off" else MatchVerifier(self.verify)
         listeners = (Decisions(), *self.listeners)
         replay = None if self.plan is None else Replay(self.plan, graph)
-        driver = Driver(graph, verifier, listeners, self.fuel, self.exclude, replay or search)
+        strategy = replay or _Strategy(selection)
+        driver = Driver(graph, verifier, listeners, self.fuel, self.exclude, strategy)
         records = driver.run(self.pipeline)
         if replay is not None and self.fuel is None:
             replay.finish()
@@ -96,3 +114,16 @@ class Recipe:
         fired = {commit.rule for record in records for commit in record.commits}
         rules = (rule for step in self.pipeline for rule in rules_of(step))
         return tuple(dict.fromkeys(rule.name for rule in rules if rule.reads_values and rule.name in fired))
+
+
+@dataclass(frozen=True)
+class _Strategy:
+    """Makes everything that rules find, but chooses where steps are choices."""
+
+    selection: Selection | None
+
+    def __call__(self, run: StepRun) -> None:
+        if not isinstance(run.step, ChoicePass):
+            search(run)
+        elif self.selection is not None:
+            self.selection(run)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from rewrite.alone import alone
 from rewrite.cost import count
 from rewrite.errors import RuleError
+from rewrite.events import emit
 from rewrite.flops import Sizes
 from rewrite.listener import Listener
-from rewrite.pipeline import rules_of
+from rewrite.pipeline import Pipeline, rules_of
 from rewrite.plan import Plan
+from rewrite.recipe import Recipe
 from rewrite.report import Report
-from rewrite.result import Program
+from rewrite.result import Program, Ready
+from rewrite.select import compare
 from rewrite.strides import note as strides_note
 from rewrite.verify.sizes import batch_symbols
 from rewrite.versions import versions
@@ -23,7 +26,7 @@ from rewrite.versions import versions
 if TYPE_CHECKING:
     from rewrite.driver import Commit, StepRecord
     from rewrite.graph import Graph
-    from rewrite.recipe import Recipe
+    from rewrite.select import Selection
     from rewrite.trace import Capture
     from rewrite.verdict import Verdict
 
@@ -58,6 +61,9 @@ class Rewriting:
         records: what each step did.
         seconds: what that took.
         notes: what the user should know besides what capture noticed, a sentence each.
+        selection: what was chosen; None where nothing was to be.
+        ready: the program lowered for the example, where that has been done already.
+        compared: seconds that the comparison with the program without choices took.
     """
 
     captured: Capture
@@ -66,6 +72,9 @@ class Rewriting:
     records: list[StepRecord]
     seconds: float
     notes: tuple[str, ...] = ()
+    selection: Selection | None = None
+    ready: Ready | None = None
+    compared: float = 0.0
 
     @classmethod
     def of(cls, captured: Capture, recipe: Recipe) -> Rewriting:
@@ -80,10 +89,13 @@ class Rewriting:
         with alone:
             graph = captured.graph.copy()
             watch = _Watch(batch_symbols(graph))
-            records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph)
+            tuning = recipe.selects
+            selection = None if tuning is None else tuning.selection(captured.flat_inputs)
+            records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph, selection)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
         notes = (*notes, *_cautions(recipe, records), *strides_note(graph))
-        return cls(captured, recipe, graph, records, time.perf_counter() - started, notes)
+        notes = (*notes, *((selection.note,) if selection is not None and selection.note else ()))
+        return cls(captured, recipe, graph, records, time.perf_counter() - started, notes, selection)
 
     @property
     def commits(self) -> list[Commit]:
@@ -99,6 +111,33 @@ class Rewriting:
         """The same with one more note."""
         return replace(self, notes=(*self.notes, note))
 
+    def tried(self) -> Rewriting:
+        """The same if its choices pay, compared as a whole with the program without them, else that program."""
+        selection, tuning = self.selection, self.recipe.tuning
+        if selection is None or selection.before is None or tuning is None:
+            return self
+        started = time.perf_counter()
+        try:
+            with alone:
+                steps = self.recipe.pipeline.steps[selection.position + 1 :]
+                before = Recipe(Pipeline(steps), self.recipe.exclude, "off")
+                before.apply(selection.before)
+            trial = compare(selection.before, self.graph, self.captured.flat_inputs, tuning.lowering)
+        except Exception as error:  # the compiler is not ours; without its word nothing is chosen
+            said, trial = f"{type(error).__name__}: {error}", None
+        else:
+            said = str(trial)
+        spent = self.compared + time.perf_counter() - started
+        name, inputs = tuning.lowering.name, self.captured.flat_inputs
+        ready = None if trial is None or not tuning.lowering.freezes else Ready.of(trial.run, name, inputs)
+        if trial is not None and trial.pays:
+            note = f"algorithms and layouts were chosen by measurement on {name}: {said}"
+            return replace(self.noting(note), ready=ready, compared=spent)
+        emit("selection-dropped", f"what was selected is not made: {said}", reason=said)
+        plain = Rewriting.of(self.captured, replace(self.recipe, tuning=None))
+        plain = plain.noting(f"what was selected by the times of its parts does not pay as a whole: {said}")
+        return replace(plain, selection=selection, ready=ready, compared=spent, seconds=self.seconds + plain.seconds)
+
     def program(self, verdict: Verdict | None) -> Program:
         """The program with its report.
 
@@ -106,9 +145,11 @@ class Rewriting:
             verdict: what the comparison of the whole model said, None where it was not made.
         """
         matching = sum(record.verify_seconds for record in self.records)
+        chosen = 0.0 if self.selection is None else self.selection.spent
         split = {
             "capture": self.captured.seconds,
-            "passes": self.seconds - matching,
+            "passes": self.seconds - matching - chosen,
+            **({"selection": chosen + self.compared} if self.selection is not None else {}),
             "verification": matching + (verdict.seconds if verdict else 0.0),
         }
         original, recipe = self.captured.graph, self.recipe
@@ -119,8 +160,9 @@ class Rewriting:
         )  # fmt: skip
         values = recipe.value_rules(self.records)
         return Program(
-            self.graph, report, values, self.captured.one_row, split, self.plan, decided=self.captured.decided
-        )
+            self.graph, report, values, self.captured.one_row, split, self.plan, decided=self.captured.decided,
+            ready=self.ready,
+        )  # fmt: skip
 
 
 def _cautions(recipe: Recipe, records: list[StepRecord]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ ratios closer to one than that mean nothing.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -44,7 +45,6 @@ def interleave(
     contenders: Mapping[str, Callable[[], Any]], rounds: int = 15, warmup: int = 3, seconds: float = 20.0
 ) -> Comparison:
     """Time the contenders in interleaved rounds, at most about ``seconds`` in all (never fewer than five rounds)."""
-    synchronize: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     names = list(contenders)
     entries = [(name, contenders[name]) for name in names] + [("", contenders[names[0]])]
     samples: dict[str, list[float]] = {name: [] for name, _ in entries}
@@ -57,14 +57,90 @@ def interleave(
             break
         shift = index % len(entries)
         for name, call in entries[shift:] + entries[:shift]:
-            synchronize()
+            _synchronize()
             begin = time.perf_counter()
             call()
-            synchronize()
+            _synchronize()
             samples[name].append(1e3 * (time.perf_counter() - begin))
     again = statistics.median(samples.pop(""))
     first = statistics.median(samples[names[0]])
     return Comparison({name: _timing(times) for name, times in samples.items()}, abs(again - first) / first)
+
+
+def settled(
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int = 7,
+    seconds: float = 2.0,
+    tolerance: float = 0.1,
+    least: float = 5e-4,
+    hopeless: float = math.inf,
+) -> Comparison | None:
+    """Time the contenders where the machine is quiet enough; None where it is not.
+
+    In every round the first contender runs at the beginning and at the end. A round in which its two times differ by
+    more than ``tolerance`` is discarded: something else was running.
+
+    Args:
+        contenders: calls by name. Short ones are repeated, so that each sample takes ``least`` seconds or more.
+        rounds: how many rounds are kept at most.
+        seconds: about how long all of it may take, the first runs excepted.
+        tolerance: relative to the shorter of the two times.
+        least: in seconds.
+        hopeless: a contender whose second run takes so many times longer than the first contender's is not run again.
+
+    Returns:
+        Timings of the rounds that were kept, and the median difference of the first contender from itself as noise.
+        None with fewer than three of them.
+    """
+    once = {name: _second_run(call) for name, call in contenders.items()}
+    first = next(iter(once.values()))
+    calls = [(name, call, max(1, math.ceil(least / once[name])))
+             for name, call in contenders.items() if once[name] <= hopeless * first]  # fmt: skip
+    samples: dict[str, list[float]] = {name: [] for name, _, _ in calls}
+    spreads: list[float] = []
+    started = time.perf_counter()
+    for index in range(4 * rounds):
+        if len(spreads) == rounds or (index >= 3 and time.perf_counter() - started > seconds):
+            break
+        shift = index % len(calls)
+        begin = _sample(calls[0])
+        found = {entry[0]: _sample(entry) for entry in calls[1:][shift:] + calls[1:][:shift]}
+        end = _sample(calls[0])
+        spread = abs(end - begin) / min(begin, end)
+        if spread <= tolerance:
+            spreads.append(spread)
+            for name, taken in {calls[0][0]: (begin + end) / 2, **found}.items():
+                samples[name].append(taken)
+    if len(spreads) < 3:
+        return None
+    timings = {name: _timing(samples[name]) if name in samples else _timing([1e3 * once[name]] * 2)
+               for name in contenders}  # fmt: skip
+    return Comparison(timings, statistics.median(spreads))
+
+
+def _second_run(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes when it has run once."""
+    call()
+    _synchronize()
+    begin = time.perf_counter()
+    call()
+    _synchronize()
+    return max(time.perf_counter() - begin, 1e-9)
+
+
+def _sample(entry: tuple[str, Callable[[], Any], int]) -> float:
+    """Milliseconds of one call."""
+    _, call, repeats = entry
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _synchronize()
+    return 1e3 * (time.perf_counter() - begin) / repeats
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _timing(times: list[float]) -> Timing:

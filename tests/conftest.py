@@ -34,6 +34,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # A test that finds what another process left would test nothing; the tests of the cache have directories of their own.
 os.environ["TORCH_REWRITE_CACHE"] = "0"
+# Measurements would make tests slow, and depend on the machine; tests of the selection ask for them.
+os.environ["TORCH_REWRITE_TUNE"] = "off"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

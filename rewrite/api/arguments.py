@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import codegen
 import passes
 from passes.fold_constants import FoldConstants
+from rewrite.api.progress import Progress
+from rewrite.cache import default_cache
 from rewrite.errors import InputError, PipelineError, PlanError
 from rewrite.names import nearest
 from rewrite.pipeline import Pass, Pipeline, Step, rules_of
@@ -15,6 +18,8 @@ from rewrite.plan import REMEDY, Plan
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, TransformedModule
 from rewrite.rule import Rule
+from rewrite.select import BUDGET, Tuning
+from rewrite.target import Measurements, Target
 from rewrite.trace import unwrap
 
 if TYPE_CHECKING:
@@ -194,6 +199,32 @@ def lowering_of(name: str | None) -> Lowering:
     if found is None:
         raise InputError(f"lower={name!r} is unknown{nearest(str(name), codegen.LOWERINGS)}")
     return found()
+
+
+TUNE = "TORCH_REWRITE_TUNE"
+"""The environment variable that stands for ``tune=`` where it is not given."""
+
+
+def tuning_of(tune: str | None, budget: float | None, lowering: Lowering | None) -> Tuning | None:
+    """How algorithms and layouts are chosen; None where nothing is measured.
+
+    Raises:
+        InputError: an unknown ``tune``, or a budget that is no number of seconds.
+    """
+    name = "tune" if tune is not None else TUNE
+    tune = os.environ.get(TUNE, "quick") if tune is None else tune
+    known = ("off", *BUDGET)
+    if tune not in known:
+        raise InputError(f"{name}={tune!r} is not one of {', '.join(map(repr, known))}{nearest(str(tune), known)}")
+    seconds: Any = budget
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
+        raise InputError(f"budget={budget!r} is no number of seconds; pass one that is not negative, or None")
+    if tune == "off" or lowering is None:
+        return None
+    cache = default_cache()
+    directory = None if cache is None else cache.directory / "measurements"
+    target = Target(measurements=Measurements(directory))
+    return Tuning(lowering, target, "full" if tune == "full" else "quick", budget, Progress("measuring operators"))
 
 
 def freezing_rule(step: Step) -> Rule | None:

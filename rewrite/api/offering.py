@@ -14,6 +14,7 @@ from rewrite.offering import offers_in
 from rewrite.pipeline import Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
 from rewrite.report import Offered, offered_of
+from rewrite.select import ChoicePass
 from rewrite.trace import bound, capture, unwrap
 from rewrite.verify import MatchVerifier
 
@@ -80,8 +81,9 @@ def offers(
 
 
 def _choices() -> Pipeline:
-    """The choices among the registered steps."""
-    return Pipeline(tuple(rule for step in registered_steps() for rule in rules_of(step) if rule.choice))
+    """The choices among the registered steps, with their own options."""
+    steps = (step for step in registered_steps() if not isinstance(step, ChoicePass))
+    return Pipeline(tuple(rule for step in steps for rule in rules_of(step) if rule.choice))
 
 
 def _pipeline(first: str, step: Step, before: Pipeline) -> str:

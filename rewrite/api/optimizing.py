@@ -8,7 +8,7 @@ from torch import nn
 
 import passes
 from rewrite import compat
-from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_live, require_original
+from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_live, require_original, tuning_of
 from rewrite.api.folding import unfolded_note
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rewrite.plan import Plan
     from rewrite.recipe import Verify
     from rewrite.result import Policy
+    from rewrite.select import Tune
 
 
 def optimize(
@@ -35,6 +36,8 @@ def optimize(
     exclude: str | Iterable[str] = (),
     verify: Verify = "default",
     lower: Literal["inductor", "eager"] | None = None,
+    tune: Tune | None = None,
+    budget: float | None = None,
     fuel: int | None = None,
     plan: Plan | str | None = None,
     listeners: Sequence[Listener] = (),
@@ -62,6 +65,12 @@ def optimize(
             checks nothing.
         lower: ``"inductor"`` compiles with TorchInductor, ``"eager"`` runs the operators one by one. Default: Inductor
             where a C++ compiler is found.
+        tune: how algorithms and layouts are chosen. ``"quick"`` times what the pipeline's ``select`` offers beside what
+            is there, as it is lowered and for the sizes of the example, decides for the whole program at once, and
+            keeps the choice if the program is faster as a whole; ``"full"`` times each more often; ``"off"`` times
+            nothing and chooses nothing. Default: ``TORCH_REWRITE_TUNE`` of the environment, else ``"quick"``.
+        budget: seconds that timing operators may take for one program, 20 for ``"quick"`` and 300 for ``"full"`` by
+            default; what is not timed by then stays as it is. Comparing the whole programs lowers a second one.
         fuel: at most so many rewrites; :func:`rewrite.bisect` finds the one that makes a difference.
         plan: the plan of an earlier result, or its JSON: its rewrites are made again, with its pipeline and exclusions,
             and nothing is searched. Each of them, and the whole model, is still verified as ``verify`` says. The first
@@ -96,9 +105,11 @@ def optimize(
     if release and not given:
         raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     model = bound(unwrap(model), method)
-    recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners))
+    lowering = lowering_of(lower)
+    recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners),
+                       tuning=tuning_of(tune, budget, lowering))  # fmt: skip
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None, remark=unfolded_note)
-    result = OptimizedModule(model, compiler.compile, lowering_of(lower), shapes=Shapes(on_new_shape))
+    result = OptimizedModule(model, compiler.compile, lowering, shapes=Shapes(on_new_shape))
     if given:
         result.specialize(*call_of(example_inputs, example_kwargs))
     return released(result) if release else result

@@ -40,6 +40,7 @@ from rewrite.compat.inductor import (
     inductor_mode,
     inductor_options,
 )
+from rewrite.compat.packed import has_mkl, pack_convolution, pack_linear, packed_convolution, packed_linear
 from rewrite.compat.recording import (
     interpret,
     is_jit_tracing,
@@ -102,6 +103,7 @@ __all__ = [
     "graph_number",
     "has_device",
     "has_global_hooks",
+    "has_mkl",
     "has_unbacked_size",
     "hint",
     "inductor_compile",
@@ -123,6 +125,10 @@ __all__ = [
     "known_values",
     "leaf_spec",
     "on_optimizer_step",
+    "pack_convolution",
+    "pack_linear",
+    "packed_convolution",
+    "packed_linear",
     "python_dispatcher",
     "pytree_codegen",
     "registered_class",

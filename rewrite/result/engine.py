@@ -234,6 +234,8 @@ class Engine:
             specials = list(previous.weights) if self._ownership.follow(previous.watch) else []
             # the watch comes first: what changes while the weights are read is noticed at the next call
             watch = self._ownership.watch(specials)
+            for special in specials:
+                special.ready = None  # it was lowered with the weights of before
             fitting = [fit for special in specials if (fit := self._refit(special)) is not None]
             self._lowerings.weights_changed(previous.plans.values())
             weights = {special: held for special in fitting if (held := self._refold(special)) is not None}

@@ -57,6 +57,9 @@ class Lowerings:
         if not compiles:
             return Plan(special, *special.eager)
         frozen = lowering.freezes and not self.live
+        ready, special.ready = special.ready, None
+        if ready is not None and frozen and ready.takes(lowering.name, flat):
+            return Plan(special, ready.run, writes, static=lowering.static, frozen=True, arranged=True)
         tensors = weights.plain if frozen else weights.arranged
         try:
             with neutral(autocast=True):

@@ -10,12 +10,43 @@ import torch
 from rewrite import compat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from rewrite.graph import Graph
+    from rewrite.lowering import Executable
     from rewrite.recipe import Settings
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A program that has been lowered already, with frozen weights, for one call.
+
+    Attributes:
+        run: takes the call.
+        lowering: the name of what lowered it.
+        inputs: the flat inputs of the call; tensors as their sizes, strides, dtype and device.
+    """
+
+    run: Executable
+    lowering: str
+    inputs: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, run: Executable, lowering: str, flat: Sequence[Any]) -> Ready:
+        """For these flat inputs."""
+        return cls(run, lowering, tuple(map(_kind, flat)))
+
+    def takes(self, lowering: str, flat: Sequence[Any]) -> bool:
+        """Whether it is what ``lowering`` would make for these flat inputs."""
+        return self.lowering == lowering and self.inputs == tuple(map(_kind, flat))
+
+
+def _kind(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return type(value), value
+    return tuple(value.shape), value.stride(), value.dtype, value.device
 
 
 @dataclass(frozen=True)
@@ -41,6 +72,7 @@ class Program:
         standalone: whether the folded values are all there is: what they were computed from is gone.
         decided: the buffers on whose values Python decided in forward, and these values. While one has another value,
             the program is not that of the model.
+        ready: the program lowered, frozen, for the example and the present weights, where that has been done.
     """
 
     graph: Graph
@@ -55,6 +87,7 @@ class Program:
     identity: str | None = None
     standalone: bool = False
     decided: Mapping[str, Tensor] = field(default_factory=dict)
+    ready: Ready | None = None
 
     def other_decision(self, find: Callable[[str], Tensor | None]) -> str:
         """The first buffer of :attr:`decided` that has another value by now, '' where none has.

@@ -72,6 +72,7 @@ class Specialization:
         reads: the names of the model's tensors that are needed, folded away or not.
         constants: tensors that belong to the program alone, on the present device.
         lowered: lowerings that run any call of the program, by name.
+        ready: the program lowered with the weights that it was made with; None as soon as they change, or it is used.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Specialization:
         self.registered = registered
         self.attributes = attributes
         self.lowered: dict[str, Executable] = {}
+        self.ready = program.ready
         self.conversion = conversion or Conversion()
         device = self.conversion.device
         self.graph = program.graph.copy() if device is None else _moved(program.graph, device)
@@ -100,7 +102,7 @@ class Specialization:
         # the model's tensors and the first folded values are not kept alive
         bare = program.graph.copy()
         bare.weights = constants
-        self.program = replace(program, graph=bare)
+        self.program = replace(program, graph=bare, ready=None)
 
     @cached_property
     def eager(self) -> tuple[Executable, tuple[Mutation, ...]]:

@@ -1,0 +1,56 @@
+"""How algorithms and layouts are chosen: for which lowering, on which device, in how much time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from rewrite.select.selection import Selection
+from rewrite.target import Target
+
+if TYPE_CHECKING:
+    from rewrite.lowering import Lowering
+
+Tune = Literal["off", "quick", "full"]
+
+BUDGET: dict[str, float] = {"quick": 20.0, "full": 300.0}
+"""Seconds that measuring the operators of a program may take unless the user says otherwise."""
+
+_ONE = {"quick": 0.5, "full": 3.0}
+
+
+def _silent(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a program's algorithms and layouts are chosen.
+
+    Attributes:
+        lowering: runs the programs.
+        target: the device and what was measured on it.
+        tune: how thoroughly each operator is measured: ``"quick"`` or ``"full"``.
+        budget: seconds that measuring the operators of one program may take.
+        progress: told how many of how many operators have been measured.
+    """
+
+    lowering: Lowering
+    target: Target = field(default_factory=Target)
+    tune: Tune = "quick"
+    budget: float | None = None
+    progress: Callable[[int, int], None] = _silent
+
+    @property
+    def identity(self) -> str:
+        """What a choice depends on, as text: equal in processes that choose alike."""
+        machine = hashlib.sha256(self.target.name.encode()).hexdigest()[:16]
+        return f"{self.tune} for {self.lowering.name} on {machine}"
+
+    def selection(self, inputs: Sequence[Any]) -> Selection:
+        """The selection for a call with these flat inputs."""
+        self.target.seconds = _ONE[self.tune]
+        seconds = BUDGET[self.tune] if self.budget is None else self.budget
+        return Selection(inputs, self.lowering, self.target, seconds, self.progress)

@@ -1,0 +1,116 @@
+"""A device with its measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rewrite.events import emit
+from rewrite.target.machine import facts
+from rewrite.target.measurements import Measurements
+from rewrite.timing import settled
+
+_NOISE = "noise"
+_HOPELESS = 3.0
+"""What takes so many times longer than the first contender is not timed in earnest."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does at its best.
+
+    Attributes:
+        flops: floating-point operations in a second, of a large product of float32 matrices.
+        copied: bytes that a copy reads and writes in a second.
+        transposed: the same for a copy from channels first to channels last.
+    """
+
+    flops: float
+    copied: float
+    transposed: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of contenders that were timed together.
+
+    Attributes:
+        ms: by name, lower quartiles: what else runs on the machine only adds.
+        noise: by how much the first contender differed from itself, relatively.
+    """
+
+    ms: Mapping[str, float]
+    noise: float
+
+
+@dataclass
+class Target:
+    """A device, and measurements made on it that outlast the process.
+
+    Attributes:
+        device: where tensors are.
+        measurements: what has been measured, on this device and on others.
+        seconds: how long one measurement may take.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    measurements: Measurements = field(default_factory=Measurements)
+    seconds: float = 1.0
+
+    @cached_property
+    def name(self) -> str:
+        """Everything about the device and the process that a measurement depends on, as text."""
+        return json.dumps(facts(self.device), sort_keys=True)
+
+    def known(self, what: str, names: set[str]) -> Measured | None:
+        """An earlier measurement of just these contenders, if there is one."""
+        found = self.measurements.read(self._key(what))
+        if found is None or found.keys() != names | {_NOISE}:
+            return None
+        return Measured({name: number for name, number in found.items() if name != _NOISE}, found[_NOISE])
+
+    def measure(self, what: str, contenders: Mapping[str, Callable[[], Any]]) -> Measured | None:
+        """Time contenders against one another, or recall how long they took.
+
+        Args:
+            what: what is measured, as text that is the same in every process and tells it from everything else.
+            contenders: calls by name; the first one is timed twice in every round.
+
+        Returns:
+            None on a machine that is too busy to tell.
+        """
+        known = self.known(what, set(contenders))
+        if known is not None:
+            return known
+        with torch.no_grad():
+            found = settled(contenders, seconds=self.seconds, hopeless=_HOPELESS)
+        if found is None:
+            emit("measurement-discarded", f"the machine is too busy to measure {what}", what=what)
+            return None
+        measured = Measured({name: timing.low for name, timing in found.timings.items()}, found.noise)
+        self.measurements.keep(self._key(what), {**measured.ms, _NOISE: measured.noise})
+        return measured
+
+    @cached_property
+    def rates(self) -> Rates | None:
+        """The rates of the device, measured once; None on a machine that is too busy to tell."""
+        n, channels, side = 1024, 64, 128
+        a = torch.randn(n, n, device=self.device)
+        x = torch.randn(4, channels, side, side, device=self.device)
+        y = torch.empty_like(x)
+        last = torch.empty_like(x, memory_format=torch.channels_last)
+        contenders = {"product": lambda: a @ a, "copy": lambda: y.copy_(x), "transpose": lambda: last.copy_(x)}
+        found = self.measure("rates", contenders)
+        if found is None:
+            return None
+        moved = 2 * x.numel() * x.element_size() * 1e3
+        ms = {name: max(number, 1e-6) for name, number in found.ms.items()}
+        return Rates(2e3 * n**3 / ms["product"], moved / ms["copy"], moved / ms["transpose"])
+
+    def _key(self, what: str) -> str:
+        return f"{self.name}\n{what}"
