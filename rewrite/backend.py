@@ -96,8 +96,9 @@ class Options:
 
     Attributes:
         pipeline, exclude, verify, lower, fuel, listeners: as for :func:`rewrite.optimize`. ``exclude`` takes names of
-            passes and rules, and paths of modules as reports show them. Steps that fold weights are left out where
-            gradients are on; of the default pipeline, also the rules of :data:`UNPROFITABLE_LIVE`.
+            passes and rules, and paths of modules as reports show them; ``lower`` is ``"inductor"`` or ``"eager"``.
+            Steps that fold weights are left out where gradients are on; of the default pipeline, also the rules of
+            :data:`UNPROFITABLE_LIVE`.
     """
 
     pipeline: Any = None
@@ -125,7 +126,7 @@ def torch_rewrite(
     """
     own, rest = _split(dict(options or {}))
     patches = {**(compat.inductor_mode(mode) if mode else {}), **rest}
-    job = _Job(module, examples, own, lowering_of(own.lower), patches)
+    job = _Job(module, examples, own, lowering_of(own.lower, traced=True), patches)
     try:
         lifted = lift(module, examples)
         return job.rewritten(lifted)

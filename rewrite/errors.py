@@ -42,6 +42,10 @@ class ArtifactError(RewriteError):
     """A result cannot be saved, or a file cannot be loaded; nothing was changed."""
 
 
+class LoweringError(RewriteError):
+    """A lowering cannot run a program; the program runs operator by operator instead."""
+
+
 class PlanError(RewriteError):
     """A plan cannot be read, or is not for this program."""
 

@@ -54,7 +54,7 @@ class Lowering(Protocol):
             graph: not changed.
             weights: by name, all that the graph reads and writes, in the order in which the executable takes them;
                 arranged, unless ``frozen``.
-            inputs: the flat inputs; only their metadata is read.
+            inputs: the flat inputs; their values may be read to try the executable, and are not changed.
             frozen: the values of weights that a call does not write may be baked in. Such an executable ignores what it
                 is given for them.
         """

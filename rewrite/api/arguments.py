@@ -187,17 +187,26 @@ def call_of(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tu
     return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), kwargs
 
 
-def lowering_of(name: str | None) -> Lowering:
-    """A lowering by name; None for the best one that works here.
+def lowering_of(name: str | None, traced: bool = False) -> Lowering:
+    """A lowering by name; None for the default, the best one that needs no measurement.
+
+    Args:
+        name: what the user wrote.
+        traced: whether it has to compile inside ``torch.compile``.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, one that is not offered there, or what it needs is not installed.
     """
     if name is None:
         return codegen.default_lowering()
     found = codegen.LOWERINGS.get(name)
     if found is None:
         raise InputError(f"lower={name!r} is unknown{nearest(str(name), codegen.LOWERINGS)}")
+    if traced and name not in codegen.TRACED:
+        raise InputError(
+            f"lower={name!r} is not offered inside torch.compile, where sizes are symbolic and weights are arguments; "
+            f"pass {' or '.join(map(repr, sorted(codegen.TRACED)))}, or use rewrite.optimize"
+        )
     return found()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rewrite.driver import Commit, StepRecord
     from rewrite.graph import Graph
+    from rewrite.lowered import Lower
     from rewrite.pipeline import Step
     from rewrite.recipe import Recipe, Verify
     from rewrite.report import Report
@@ -130,7 +131,7 @@ def bisect(
     pipeline: Any = None,
     exclude: str | Iterable[str] = (),
     verify: Verify = "off",
-    lower: Literal["inductor", "eager"] | None = "eager",
+    lower: Lower | None = "eager",
     progress: Callable[[Trial], None] | None = None,
 ) -> Bisection:
     """Find the first rewrite after which a check fails: one that makes results wrong, or the model slow.
@@ -149,7 +150,8 @@ def bisect(
             model is verified.
         verify: how each match is checked. With ``"off"`` rewrites are made, too, that verification rejects. Name the
             level that :func:`optimize` had to look at the rewrites that it made.
-        lower: what the check runs on, as in :func:`optimize`; ``"inductor"`` compiles once for each run.
+        lower: what the check runs on, as in :func:`optimize`; all but ``"eager"`` compile once for each run, and
+            ``"fastest"`` may choose differently each time, so that the check is not deterministic.
         progress: told of each run of the check.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rewrite.api.arguments import lowering_of, pipeline_of
 from rewrite.api.folding import unfolded_note
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rewrite.artifact import StoredProgram
+    from rewrite.lowered import Lower
     from rewrite.lowering import Lowering
     from rewrite.recipe import Settings
     from rewrite.result import Policy, Program
@@ -37,7 +38,7 @@ def load(
     model: nn.Module | None = None,
     *,
     method: str | None = None,
-    lower: Literal["inductor", "eager"] | None = None,
+    lower: Lower | None = None,
     any_torch: bool = False,
     on_new_shape: Policy = "compile",
 ) -> OptimizedModule:

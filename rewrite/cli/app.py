@@ -6,13 +6,14 @@ Commands import what they run when they run, so that ``--help`` and ``--version`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rewrite.cli import options as opt
 from rewrite.cli.session import session
 from rewrite.cli.terminal import Terminal
+from rewrite.lowered import Lower
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
@@ -74,10 +75,11 @@ def optimize(
     cache: Annotated[bool, typer.Option(
         "--cache/--no-cache", rich_help_panel=opt.REWRITING, help="Use and keep programs between runs."
     )] = True,
-    lower: Annotated[Literal["inductor", "eager"] | None, typer.Option(
+    lower: Annotated[Lower | None, typer.Option(
         metavar="NAME", show_default=False, rich_help_panel=opt.REWRITING,
-        help="Run the result once, which compiles it: on inductor, or operator by operator on eager. By default it is "
-             "run with --compare only, and on inductor where a compiler is found.",
+        help="Run the result once, which compiles it: on inductor, onnxruntime or openvino, operator by operator on "
+             "eager, or on the fastest of them. By default it is run with --compare only, and on inductor where a "
+             "compiler is found.",
     )] = None,
     compare: Annotated[bool, typer.Option(
         "--compare", rich_help_panel=_RESULTS, help="Also time the result against the model."
@@ -196,9 +198,10 @@ def bisect(
     pipeline: opt.Steps = None,
     exclude: opt.Exclude = None,
     verify: opt.Verify = "off",
-    lower: Annotated[Literal["inductor", "eager"], typer.Option(
+    lower: Annotated[Lower, typer.Option(
         metavar="NAME", rich_help_panel=opt.REWRITING,
-        help="What the check runs on: eager, or inductor, which compiles for each run.",
+        help="What the check runs on: eager, or inductor, onnxruntime, openvino or fastest, which compile for each "
+             "run.",
     )] = "eager",
     reproduce: Annotated[Path | None, typer.Option(
         metavar="FILE", show_default=False, rich_help_panel=_RESULTS,

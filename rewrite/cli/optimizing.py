@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rewrite.api import optimize
-from rewrite.api.arguments import lowering_of
 from rewrite.cli.files import report_file, require_writable, said, written
 from rewrite.cli.model import example_of
 from rewrite.cli.reporting import put
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from rewrite.cli.options import Subject
     from rewrite.cli.reporting import Part
     from rewrite.cli.terminal import Terminal
+    from rewrite.lowered import Lower
     from rewrite.result import OptimizedModule
     from rewrite.timing import Comparison
 
@@ -46,7 +46,7 @@ class Files:
 
 def run(
     terminal: Terminal, subject: Subject, part: Part, files: Files, *, plan: Path | None,
-    lower: Literal["inductor", "eager"] | None, compare: bool, **settings: Any,
+    lower: Lower | None, compare: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Optimize a model, write what is asked for and print the report.
 
@@ -69,7 +69,7 @@ def run(
         measured = _run(terminal, example, fast, compare)
     _write(terminal, fast, files)
     with narrowed(terminal.columns):
-        tail = "" if measured is None else _speed(measured, lowering_of(lower).name)
+        tail = "" if measured is None else _speed(measured, _ran_on(fast))
         more = None if measured is None else {"comparison": asdict(measured)}
         put(terminal, fast.report, fast.plan, part, tail=tail, more=more)
 
@@ -88,6 +88,11 @@ def _run(terminal: Terminal, example: Example, fast: OptimizedModule, compare: b
         terminal.rest()  # what turns on the terminal takes time, too
         terminal.say("timing it against the model")
         return interleave(calls)
+
+
+def _ran_on(fast: OptimizedModule) -> str:
+    """What the call ran on; what cannot be lowered runs eagerly."""
+    return str(fast.lowerings[0]) if fast.lowerings else "eager"
 
 
 def _speed(measured: Comparison, lowering: str) -> str:

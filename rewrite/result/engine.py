@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from rewrite.artifact import Artifact
+    from rewrite.lowered import Lowered
     from rewrite.lowering import Lowering
     from rewrite.result.mirror import Mirror
     from rewrite.result.program import Program
@@ -342,6 +343,13 @@ class Engine:
     def lowering(self) -> Lowering | None:
         """What runs graphs; None where they run operator by operator."""
         return self._lowerings.lowering
+
+    @property
+    def lowerings(self) -> tuple[Lowered, ...]:
+        """What the calls that were seen run on, the newest last."""
+        with self._lock:
+            found = (plan.lowered for plan in self._snapshot.plans.values() if plan.lowered is not None)
+            return tuple({id(lowered): lowered for lowered in found}.values())
 
     def artifact(self) -> Artifact:
         """All programs with their present weights, to be saved.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rewrite.events import emit
+from rewrite.lowered import Chosen, Lowered
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights
 
@@ -53,23 +54,28 @@ class Lowerings:
         writes = special.graph.signature.mutations
         known = special.lowered.get(lowering.name)
         if known is not None:
-            return Plan(special, known, writes, arranged=True)
+            run, lowered = known
+            return Plan(special, run, writes, arranged=True, lowered=lowered)
         if not compiles:
             return Plan(special, *special.eager)
         frozen = lowering.freezes and not self.live
         ready, special.ready = special.ready, None
-        if ready is not None and frozen and ready.takes(lowering.name, flat):
-            return Plan(special, ready.run, writes, static=lowering.static, frozen=True, arranged=True)
         tensors = weights.plain if frozen else weights.arranged
         try:
             with neutral(autocast=True):
                 started = time.perf_counter()
-                run = lowering.compile(special.graph, dict(zip(special.names, tensors, strict=True)), flat, frozen)
+                if ready is not None and frozen and ready.takes(lowering.name, flat):
+                    run = ready.run
+                else:
+                    named = dict(zip(special.names, tensors, strict=True))
+                    run = lowering.compile(special.graph, named, flat, frozen)
                 spent = time.perf_counter() - started
             special.program.time["lowering"] = special.program.time.get("lowering", 0.0) + spent
             sizes = [list(value.shape) for value in flat if isinstance(value, Tensor)]
             emit("lowered", f"{lowering.name} compiled for {sizes} in {spent:.2f} s", lowering=lowering.name,
                  sizes=sizes, seconds=spent, frozen=frozen)  # fmt: skip
+            choice = run.choice if isinstance(run, Chosen) else None
+            lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice)
         except Exception as error:  # the compiler is not ours, and the program runs without it
             self.lowering = None
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -80,8 +86,8 @@ class Lowerings:
             )
             return Plan(special, *special.eager)
         if not lowering.static:
-            special.lowered[lowering.name] = run
-        return Plan(special, run, writes, static=lowering.static, frozen=frozen, arranged=True)
+            special.lowered[lowering.name] = run, lowered
+        return Plan(special, run, writes, lowering.static, frozen, arranged=True, lowered=lowered)
 
     def arranged(self, special: Specialization, plain: tuple[Tensor, ...]) -> Weights:
         """The weights of a program as its executables take them."""

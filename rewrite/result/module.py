@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
+    from rewrite.lowered import Lowered
     from rewrite.lowering import Lowering
     from rewrite.result.program import Program
     from rewrite.result.specialize import Specialization
@@ -168,6 +169,15 @@ class OptimizedModule(Runnable, Mirror):
         return self._engine.newest()[0].program.plan
 
     @property
+    def lowerings(self) -> tuple[Lowered, ...]:
+        """What each kind of call that was seen runs on, the newest last, with the times by which it was chosen.
+
+        Empty before the first call, after weights have changed, and for calls that run operator by operator because
+        they could not be lowered.
+        """
+        return self._engine.lowerings
+
+    @property
     def graph_module(self) -> GraphModule:
         """The rewritten program in ATen operators, with folded weights as buffers.
 
@@ -213,6 +223,11 @@ class OptimizedModule(Runnable, Mirror):
         """As of the model: the same keys in the same order."""
         self._observe()
         return super().state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The lowerings that were chosen by time: ``fastest: onnxruntime (17.2 ms; inductor 18.9)``."""
+        lowered = self._engine.lowerings if "_engine" in self.__dict__ else ()
+        return "\n".join(f"({each})" for each in lowered if each.choice is not None)
 
     def _get_name(self) -> str:
         return f"Optimized{self._source_name}"

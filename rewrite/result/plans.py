@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from rewrite.graph import Mutation
+    from rewrite.lowered import Lowered
     from rewrite.lowering import Executable
     from rewrite.result.specialize import Specialization
     from rewrite.result.staleness import Watch
@@ -38,6 +39,7 @@ class Plan:
         frozen: whether ``run`` holds the values of weights.
         arranged: whether ``run`` takes arranged weights.
         differentiate: whether gradients pass through.
+        lowered: how ``run`` was made, None where it runs operator by operator for want of a lowering.
         kept: whether it stays, however many others there are.
         used: when it was last used, in calls.
     """
@@ -49,6 +51,7 @@ class Plan:
     frozen: bool = False
     arranged: bool = False
     differentiate: bool = False
+    lowered: Lowered | None = None
     kept: bool = False
     used: int = 0
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from rewrite.graph import Graph, Mutation
+    from rewrite.lowered import Lowered
     from rewrite.result.call import Tree
     from rewrite.result.program import Program
 
@@ -84,7 +85,7 @@ class Specialization:
     ):
         self.registered = registered
         self.attributes = attributes
-        self.lowered: dict[str, Executable] = {}
+        self.lowered: dict[str, tuple[Executable, Lowered]] = {}
         self.ready = program.ready
         self.conversion = conversion or Conversion()
         device = self.conversion.device

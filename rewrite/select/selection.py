@@ -42,7 +42,7 @@ class ChoicePass(Pass):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selected:
     """What was decided at one operator that had alternatives.
 
     Attributes:
@@ -83,7 +83,7 @@ class Selection:
     seconds: float = 30.0
     progress: Callable[[int, int], None] = lambda done, total: None
     before: Graph | None = None
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[Selected] = field(default_factory=list)
     note: str = ""
     position: int = 0
     spent: float = 0.0
@@ -117,7 +117,7 @@ class Selection:
         decisions = decide(run.graph, worlds, sites, converting, None if rates is None else rates.transposed)
         for node, decision in decisions.items():
             if node in sides or decision.rules:
-                self.choices.append(_choice(sites[node], decision))
+                self.choices.append(_selected(sites[node], decision))
         return decisions
 
     def _offered(self, run: StepRun) -> tuple[dict[Node, dict[str, Fragment]], set[Node]]:
@@ -186,8 +186,8 @@ def _follows(node: Node) -> bool:
     return target.is_view or torch.Tag.pointwise in target.tags or target._opname in ("clone", "cat", "dropout")
 
 
-def _choice(site: Site, decision: Decision) -> Choice:
+def _selected(site: Site, decision: Decision) -> Selected:
     module, source, _ = place(site.node)
     costs = site.costs.get(decision.layout) or next(iter(site.costs.values()))
     ms = {name: cost.ms for name, cost in costs.items()}
-    return Choice(site.node.name, module, source, ", ".join(decision.rules), ms, site.noise)
+    return Selected(site.node.name, module, source, ", ".join(decision.rules), ms, site.noise)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import codegen
 import passes
 from rewrite import Plan, load, optimize
 from rewrite.report import Report
@@ -146,6 +147,12 @@ def test_lowering_and_speed(run: Any) -> None:
     found = run(*NET, "--lower", "eager", "--compare", "--json", "--verify", "off").data["comparison"]
     assert set(found["timings"]) == {"model", "result"}
     assert found["timings"]["result"]["median"] > 0
+
+
+def test_the_fastest_lowering_is_named_with_its_time(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codegen.fastest.candidates", lambda: {"eager": codegen.Eager()})
+    text = run(*NET, "--lower", "fastest", "--compare", "--verify", "off").out
+    assert re.search(r"ms on\s+fastest: eager \([\d.]+ ms\): [\d.]+x", re.sub(r"\s+", " ", text))
 
 
 def test_the_cache_is_used_unless_it_is_not_wanted(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from codegen import Eager, Inductor
+from codegen import Eager, Inductor, OnnxRuntime, OpenVINO
 from rewrite import compat
+from rewrite.lowered import Lower
 from tests.result.programs import close, image, net, optimize
 
 needs_compiler = pytest.mark.skipif(compat.cpp_compiler() is None, reason="needs a C++ compiler")
@@ -40,7 +41,11 @@ def check_maps(found: dict[str, Any], expected: dict[str, Any], x: Tensor) -> No
     assert torch.equal(found["calls"], expected["calls"])
 
 
-@pytest.mark.parametrize("kind", [Eager, pytest.param(Inductor, marks=[needs_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize("kind", [
+    Eager, pytest.param(Inductor, marks=[needs_compiler, pytest.mark.slow]),
+    *(pytest.param(kind, marks=pytest.mark.skipif(bool(kind.missing()), reason=f"needs {kind.missing()}"))
+      for kind in (OnnxRuntime, OpenVINO)),
+])  # fmt: skip
 def test_outputs_of_every_kind(kind: type[Any]) -> None:
     model = Maps().eval()
     reference = copy.deepcopy(model)
@@ -101,4 +106,4 @@ def test_the_default_depends_on_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(codegen.inductor.compat, "cpp_compiler", lambda: None)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert isinstance(codegen.default_lowering(), Eager)
-    assert set(codegen.LOWERINGS) == {"inductor", "eager"}
+    assert set(codegen.LOWERINGS) == set(get_args(Lower))

@@ -120,7 +120,7 @@ class Net(nn.Module):
 
 def layouts(what: str) -> str:
     """Whether the input of what is measured has its channels last."""
-    sizes, strides = what.split("float32")[1].split("]")[:2]
+    _, strides = what.split("float32")[1].split("]")[:2]
     _, c, _, _ = (int(n) for n in strides.strip("[").split(","))
     return "last" if c == 1 else "first"
 
