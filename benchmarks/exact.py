@@ -24,7 +24,7 @@ from benchmarks import harness
 from benchmarks.corpus import NAMES, networks
 from rewrite.driver import Driver
 from rewrite.offering import offers_in
-from rewrite.pipeline import rules_of
+from rewrite.pipeline import ChoicePass, rules_of
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 def choices() -> list[Rule]:
     """The choices among all steps, with their defaults."""
-    return [rule for step in passes.STEPS for rule in rules_of(step()) if rule.choice]
+    steps = [step() for step in passes.STEPS if not issubclass(step, ChoicePass)]
+    return [rule for step in steps for rule in rules_of(step) if rule.choice]
 
 
 def study(name: str, model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:

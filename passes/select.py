@@ -11,7 +11,7 @@ from passes.explicit_padding import ExplicitPadding
 from passes.fft_convolution import FftConvolution
 from passes.patches_as_linear import PatchesAsLinear
 from passes.pointwise import ConvolutionAsLinear, LinearAsConvolution
-from rewrite.select import ChoicePass
+from rewrite.pipeline import ChoicePass
 
 if TYPE_CHECKING:
     from rewrite.rule import Rule

@@ -29,11 +29,10 @@ from rewrite.errors import InputError, VerificationError
 from rewrite.events import emit, verdict_data
 from rewrite.flops import Sizes
 from rewrite.names import nearest
-from rewrite.pipeline import Pipeline, rules_of
+from rewrite.pipeline import ChoicePass, Pipeline, rules_of
 from rewrite.provenance import entry, module_path
 from rewrite.recipe import Recipe
 from rewrite.report import Report
-from rewrite.select import ChoicePass
 from rewrite.strides import note as strides_note
 from rewrite.versions import versions
 

@@ -40,6 +40,14 @@ class Pass:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class ChoicePass(Pass):
+    """A pass whose rules offer alternatives to single operators; a :class:`~rewrite.select.Selection` decides.
+
+    Without one nothing is made.
+    """
+
+
 Step = Pass | Rule
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from rewrite.driver import Driver
 from rewrite.errors import InputError
 from rewrite.events import Decisions
-from rewrite.pipeline import Pipeline, rules_of
+from rewrite.pipeline import ChoicePass, Pipeline, rules_of
 from rewrite.replay import Replay
 from rewrite.search import search
-from rewrite.select import ChoicePass
 from rewrite.verify import MatchVerifier
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class _Strategy:
     selection: Selection | None
 
     def __call__(self, run: StepRun) -> None:
-        if not isinstance(run.step, ChoicePass):
-            search(run)
-        elif self.selection is not None:
+        if self.selection is not None and isinstance(run.step, ChoicePass):
             self.selection(run)
+        else:
+            search(run)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rewrite import printer
 from rewrite.apply import Applied, Failed
 from rewrite.errors import CycleError
+from rewrite.pipeline import ChoicePass
 from rewrite.provenance import origin
 from rewrite.rule import Match, Miss
 
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 
 def search(run: StepRun) -> None:
-    """The strategy that makes every match of a step's rules, to their fixed point.
+    """The strategy that makes every match of a step's rules, to their fixed point, and nothing where these are choices.
 
     Raises:
         CycleError: rules undo each other.
     """
-    _Sweep(run).sweep()
+    if not isinstance(run.step, ChoicePass):
+        _Sweep(run).sweep()
 
 
 class _Sweep:

@@ -25,11 +25,10 @@ from rewrite.graph import Graph
 from rewrite.offering import offers_in
 from rewrite.ops import Convolution, Linear
 from rewrite.pattern import Call, Op, Var
-from rewrite.pipeline import Pipeline, rules_of
+from rewrite.pipeline import ChoicePass, Pipeline, rules_of
 from rewrite.plan import Plan
 from rewrite.report import Offered
 from rewrite.rule import Match, Refusal
-from rewrite.select import ChoicePass
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
 from tests.programs import aten

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 import passes
 from rewrite import pipeline as pipeline_module
 from rewrite.errors import PipelineError
-from rewrite.pipeline import Pass, Pipeline, Registry, rules_of, step_text
+from rewrite.pipeline import ChoicePass, Pass, Pipeline, Registry, rules_of, step_text
 from rewrite.rule import Fidelity, Rule
-from rewrite.select import ChoicePass
 
 
 @dataclass(frozen=True)

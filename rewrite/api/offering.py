@@ -11,10 +11,9 @@ from rewrite.alone import alone
 from rewrite.api.arguments import call_of, exclusions_of, pipeline_of, registered_steps, require_original
 from rewrite.flops import Sizes
 from rewrite.offering import offers_in
-from rewrite.pipeline import Pipeline, rules_of, step_text
+from rewrite.pipeline import ChoicePass, Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
 from rewrite.report import Offered, offered_of
-from rewrite.select import ChoicePass
 from rewrite.trace import bound, capture, unwrap
 from rewrite.verify import MatchVerifier
 

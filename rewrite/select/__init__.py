@@ -10,8 +10,8 @@
 - :mod:`rewrite.select.trial`: the selected program against the one before
 """
 
-from rewrite.select.selection import ChoicePass, Selected, Selection
+from rewrite.select.selection import Selected, Selection
 from rewrite.select.trial import Trial, compare
 from rewrite.select.tuning import BUDGET, Tune, Tuning
 
-__all__ = ["BUDGET", "ChoicePass", "Selected", "Selection", "Trial", "Tune", "Tuning", "compare"]
+__all__ = ["BUDGET", "Selected", "Selection", "Trial", "Tune", "Tuning", "compare"]

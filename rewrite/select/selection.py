@@ -13,7 +13,6 @@ from torch import Tensor
 from rewrite.events import emit
 from rewrite.offering import offers_in
 from rewrite.ops import Convolution, view_as
-from rewrite.pipeline import Pass
 from rewrite.provenance import place
 from rewrite.rule import Match
 from rewrite.select.deciding import CONVERSIONS, Decision, decide
@@ -31,14 +30,6 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 16
 """Bytes below which a value is converted for nothing, and an operator on it not measured for its layout."""
-
-
-@dataclass(frozen=True)
-class ChoicePass(Pass):
-    """A pass whose rules offer alternatives to single operators; a :class:`Selection` decides which are made.
-
-    Without one nothing is made.
-    """
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class Selected:
 
 @dataclass
 class Selection:
-    """Decides for one graph; a strategy of :class:`~rewrite.driver.Driver` for steps that are :class:`ChoicePass`.
+    """Decides for one graph; a strategy of :class:`~rewrite.driver.Driver` for steps that are choices.
 
     Attributes:
         inputs: the flat inputs of the call that it decides for; only their metadata is read.

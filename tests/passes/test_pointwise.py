@@ -14,9 +14,8 @@ from passes import ConvolutionAsLinear, LinearAsConvolution, Simplify, default_p
 from rewrite.driver import Driver
 from rewrite.errors import CycleError
 from rewrite.ops import Convolution, Linear
-from rewrite.pipeline import Pass, rules_of
+from rewrite.pipeline import ChoicePass, Pass, rules_of
 from rewrite.rule import Rule
-from rewrite.select import ChoicePass
 from rewrite.trace import capture
 from tests.passes.blocks import Block
 from tests.passes.rewriting import apply, assert_exact, rewrite
