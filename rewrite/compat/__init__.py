@@ -76,6 +76,7 @@ from rewrite.compat.values import (
     hint,
     is_unbacked,
     symbolic_mode,
+    with_symbols,
     without_fresh_symbols,
 )
 
@@ -140,6 +141,7 @@ __all__ = [
     "unrecorded",
     "watch_autograd_functions",
     "whole_stacks",
+    "with_symbols",
     "without_autocast",
     "without_fresh_symbols",
     "without_partial_graphs",
