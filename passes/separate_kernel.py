@@ -11,12 +11,14 @@ import torch
 from passes import affine
 from passes.convolve import convolution_refusal, convolve
 from passes.low_rank import factors, numerical_rank
+from rewrite.arithmetic import symbol
+from rewrite.crossover import Crossover
 from rewrite.flops import Sizes
 from rewrite.ops import Convolution, value, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
     from torch.fx import Node
@@ -35,11 +37,15 @@ class Order:
         first: 0 or 1.
         cost: multiply-accumulates for each unit of rank, for one sample.
         rank: of the kernels.
+        given: multiply-accumulates of the one convolution.
+        most: the highest rank that kernels of this shape can have.
     """
 
     first: int
     cost: int
     rank: int
+    given: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,12 @@ class SeparateKernel(Rule):
         middle = _along(g, conv, first, conv.input, before, None)
         return _along(g, conv, second, middle, after, conv.bias)
 
+    def crossovers(self, match: Match) -> Sequence[Crossover]:
+        """Up to which rank R two convolutions take fewer operations."""
+        order: Order = match.order
+        costs = 2 * order.given, 2 * order.cost * symbol("R")
+        return [Crossover.search("two convolutions", "R", *costs, 1, order.most, order.rank)]
+
 
 def _along(g: Builder, conv: Convolution, d: int, x: Node, weight: Node, bias: Node | None) -> Node:
     """A convolution with the geometry of another one along dimension ``d`` alone."""
@@ -135,7 +147,7 @@ def _order(conv: Convolution, weight: Tensor, sizes: Sizes) -> Order | Refusal |
         if cost < given:
             matrices = weight.reshape(conv.groups, *shape).permute(_dimensions(first)).flatten(3).flatten(1, 2)
             rank = numerical_rank(matrices, weight.dtype, lambda squares: _by_output(squares, shape[0]))
-            found.append(Order(first, cost, rank))
+            found.append(Order(first, cost, rank, given, min(matrices.shape[1:])))
     if not found:
         return None
     best = min(found, key=lambda order: order.cost * order.rank)

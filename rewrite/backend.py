@@ -34,6 +34,7 @@ from rewrite.provenance import entry, module_path
 from rewrite.recipe import Recipe
 from rewrite.report import Report
 from rewrite.strides import note as strides_note
+from rewrite.symbolic import costs
 from rewrite.versions import versions
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class _Job:
         left = () if lifted.differentiate else unfolded_note(graph, recipe, records)
         report = Report(
             self.name, str(recipe.pipeline), records, count(original), count(graph), verdict, split,
-            (*left, *strides_note(graph)), versions(), Sizes(original).per_sample,
+            (*left, *strides_note(graph)), versions(), Sizes(original).per_sample, costs(original, graph),
         )  # fmt: skip
         self._remember(lifted.differentiate, report)
         commits = sum(len(record.commits) for record in records)

@@ -1,6 +1,7 @@
 """What a program costs, counted from the graph alone: operators, weights, arithmetic, memory traffic.
 
-Counts do not depend on the machine. They say how much smaller a program became, not how much faster.
+Counts are numbers, or formulas where sizes count as :class:`rewrite.symbolic.Symbols`. They do not depend on the
+machine, and say how much smaller a program became, not how much faster.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rewrite.arithmetic import Number
 from rewrite.flops import Sizes, flops, tensors
 from rewrite.ops import Cast, Reshape, value, view
 
@@ -25,7 +27,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Counts:
-    """Static counts of a program, for one sample where its batch is symbolic. They add up.
+    """Static counts of a program, for one sample where its batch is symbolic, or as formulas. They add up.
 
     Attributes:
         weight_bearing: operators that depend on the call's inputs and read a floating-point weight, directly or
@@ -43,16 +45,33 @@ class Counts:
     operators: int = 0
     parameters: int = 0
     weight_bytes: int = 0
-    flops: int = 0
-    activation_bytes: int = 0
+    flops: Number = 0
+    activation_bytes: Number = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, spec.name) + getattr(other, spec.name) for spec in fields(self)))
 
 
-def count(graph: Graph) -> Counts:
-    """The counts of a graph. Unknown operators count by their elements; nothing is executed."""
-    sizes = Sizes(graph)
+@dataclass(frozen=True)
+class Costs:
+    """The counts of a program before and after, as formulas of its symbolic sizes; N is the batch.
+
+    Attributes:
+        before, after: numbers where they are the same for every size, else ``sympy`` expressions.
+    """
+
+    before: Counts
+    after: Counts
+
+
+def count(graph: Graph, sizes: Sizes | None = None) -> Counts:
+    """The counts of a graph. Unknown operators count by their elements; nothing is executed.
+
+    Args:
+        graph: only read.
+        sizes: what its symbolic sizes count as; by default the batch as one sample.
+    """
+    sizes = Sizes(graph) if sizes is None else sizes
     total = _weights(graph)
     bearing = _weight_values(graph)
     for node in graph.calls():
@@ -114,28 +133,19 @@ def _weight_values(graph: Graph) -> set[Node]:
     return found
 
 
-def written_bytes(node: Node, sizes: Sizes) -> int:
+def written_bytes(node: Node, sizes: Sizes) -> Number:
     """The bytes that an operator writes; a view, and a reshape that needs no copy, writes none."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload) and target.is_view:
         found = view(node)
         if isinstance(found, Reshape):
-            return 0 if _views(node, sizes) else tensor_bytes(node, sizes)
+            views = sizes.views(value(node.all_input_nodes[0]), value(node).shape)
+            return 0 if views else tensor_bytes(node, sizes)
         if not isinstance(found, Cast) or value(found.input).dtype == found.dtype:
             return 0
     return tensor_bytes(node, sizes)
 
 
-def tensor_bytes(node: Node, sizes: Sizes) -> int:
+def tensor_bytes(node: Node, sizes: Sizes) -> Number:
     """The bytes of the tensors that a node gives."""
     return sum(sizes.elements(tensor) * tensor.dtype.itemsize for tensor in tensors(node))
-
-
-def _views(node: Node, sizes: Sizes) -> bool:
-    """Whether a reshape needs no copy at the recorded strides."""
-    source = node.all_input_nodes[0].meta["val"]
-    try:
-        sizes.stand_in(source).view(sizes.shape(node))
-    except RuntimeError:
-        return False
-    return True

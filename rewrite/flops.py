@@ -4,10 +4,13 @@ A multiplication and the addition after it count as two. Exact formulas stand fo
 of matrices, attention, recurrent layers; transforms count the usual :math:`5 N \log_2 N` (half of it where one side is
 real), pools one for each element of each window. What only moves values counts nothing, and everything else, norms and
 pointwise operators among them, one for each element of its largest operand or result.
+
+The formulas hold for numbers and for :mod:`rewrite.symbolic` sizes, of which they make expressions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from typing import TYPE_CHECKING, Any
@@ -18,11 +21,12 @@ from torch.fx import Node, map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from rewrite import compat
+from rewrite.arithmetic import Number, largest, log2, rounded
 from rewrite.graph import is_pure
 from rewrite.ops import Cast, Convolution, Copy, Linear, Pad, Permute, Reshape, arguments, view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from rewrite.graph import Graph
 
@@ -40,13 +44,17 @@ class Sizes:
     A symbol of the first dimension of an input is the batch and counts as 1. Any other is as large as in the example
     that the graph was captured with, or 1 where no example is known. A batch that is fixed in the graph stays as it is.
 
+    Args:
+        graph: only read.
+        batch: counts for so many samples instead of one.
+
     Attributes:
         per_sample: whether a batch is free, so that counts are for one sample; else they are for a call.
+        example: sizes of the same graph that are numbers.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, batch: int = 1):
         self._numbers: dict[Any, int] = {}
-        self.per_sample = False
         batches: set[Any] = set()
         for node in graph.inputs:
             value = node.meta.get("val")
@@ -56,8 +64,9 @@ class Sizes:
                     self._numbers[size.node.expr] = size.node.hint or 1
             if isinstance(value, Tensor) and shape and isinstance(shape[0], torch.SymInt):
                 batches |= shape[0].node.expr.free_symbols
-        self._numbers.update(dict.fromkeys(batches, 1))
+        self._numbers.update(dict.fromkeys(batches, batch))
         self.per_sample = bool(batches)
+        self.example: Sizes = self
 
     def number(self, size: int | torch.SymInt) -> int:
         """One size as a number."""
@@ -82,64 +91,89 @@ class Sizes:
             return torch.empty_strided(self.shape(value), strides, dtype=value.dtype, device="meta")
         return self.number(value) if isinstance(value, torch.SymInt) else value
 
+    def views(self, value: Tensor, shape: Sequence[int | torch.SymInt]) -> bool:
+        """Whether a tensor takes another shape without a copy, at its recorded strides."""
+        try:
+            self.stand_in(value).view([self.number(size) for size in shape])
+        except RuntimeError:
+            return False
+        return True
+
+    def counted(self, count: int | torch.SymInt) -> Number:
+        """A number that was computed from stand-ins."""
+        return int(count)
+
+    def tracing(self) -> contextlib.AbstractContextManager[Any]:
+        """Within, operators take stand-ins."""
+        return contextlib.nullcontext()
+
 
 def tensors(node: Node) -> list[Tensor]:
     """The recorded tensors that a node gives: none for sizes, several for operators with several results."""
     return [leaf for leaf in compat.tree_flatten(node.meta.get("val"))[0] if isinstance(leaf, Tensor)]
 
 
-def flops(node: Node, sizes: Sizes) -> int:
+def flops(node: Node, sizes: Sizes) -> Number:
     """The floating-point operations of an operator node; see the module's text for what counts."""
     results = tensors(node)
     if not results or node.target is operator.getitem:
         return 0
     found = view(node)
     if isinstance(found, Convolution):
-        return _convolution(found, sizes)
+        channels, *taps = sizes.shape(found.weight)[1:]
+        return of_convolution(sizes.elements(found.input if found.transposed else node), channels, taps)
     if isinstance(found, Linear):
-        return 2 * sizes.elements(found.input) * found.out_features
+        return 2 * sizes.elements(node) * sizes.shape(found.input)[-1]
     if isinstance(found, (Cast, Copy, Pad, Permute, Reshape)):
         return 0
     operands = [tensor for argument in node.all_input_nodes for tensor in tensors(argument)]
-    largest = max(sizes.elements(tensor) for tensor in (*operands, *results))
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return largest
-    name = target._opname
-    if target.is_view or not operands or name in _MOVES:
-        return 0
-    if torch.Tag.pointwise in target.tags:
-        return largest
-    formula = _FORMULAS.get(name) if target.namespace == "aten" else None
-    if formula is not None:
-        return formula(node, arguments(node), sizes)
-    return _asked(node, sizes) or largest
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._opname
+        if target.is_view or not operands or name in _MOVES:
+            return 0
+        formula = _FORMULAS.get(name) if target.namespace == "aten" else None
+        if torch.Tag.pointwise not in target.tags:
+            known = _asked(node, sizes) if formula is None else formula(node, arguments(node), sizes)
+            if formula is not None or known:
+                return known
+    return largest(*(sizes.elements(tensor) for tensor in (*operands, *results)))
 
 
-def _convolution(conv: Convolution, sizes: Sizes) -> int:
-    # each element of the side that the kernel is placed on meets every tap of one group
-    side, channels = (conv.input, conv.out_channels) if conv.transposed else (conv.node, conv.in_channels)
-    return 2 * sizes.elements(side) * (channels // conv.groups) * math.prod(conv.kernel)
+def of_convolution(elements: Number, channels: Number, taps: Iterable[Number]) -> Number:
+    """The operations of a convolution: each element meets every tap of so many channels.
+
+    Args:
+        elements: of the side that the kernel is placed on: the outputs, or the inputs of a transposed convolution.
+        channels: of the other side, in one group.
+        taps: along each dimension.
+    """
+    return 2 * elements * channels * math.prod(taps)
 
 
-def _matmul(node: Node, a: dict[str, Any], sizes: Sizes) -> int:
+def of_transform(points: Number, real: bool) -> Any:
+    """The operations of one fast Fourier transform of so many points, not rounded; real where one side is."""
+    return (5 if real else 10) * points * log2(largest(2, points)) / 2
+
+
+def _matmul(node: Node, a: dict[str, Any], sizes: Sizes) -> Number:
     left = a.get("mat1", a.get("batch1", a.get("mat", a["self"])))
     return 2 * sizes.elements(node) * sizes.shape(left)[-1]
 
 
-def _attention(node: Node, a: dict[str, Any], sizes: Sizes) -> int:
+def _attention(node: Node, a: dict[str, Any], sizes: Sizes) -> Number:
     keys = sizes.shape(a["key"])[-2]
     return 2 * keys * (sizes.elements(a["query"]) + sizes.elements(node))
 
 
-def _pool(node: Node, a: dict[str, Any], sizes: Sizes) -> int:
+def _pool(node: Node, a: dict[str, Any], sizes: Sizes) -> Number:
     dims = int(str(node.target).split("_pool")[1][0])
     kernel = a["kernel_size"] if isinstance(a["kernel_size"], (list, tuple)) else [a["kernel_size"]]
     window = math.prod(kernel) if len(kernel) > 1 else kernel[0] ** dims
     return sizes.elements(tensors(node)[0]) * int(window)
 
 
-def _transform(node: Node, a: dict[str, Any], sizes: Sizes) -> int:
+def _transform(node: Node, a: dict[str, Any], sizes: Sizes) -> Number:
     before, after = sizes.shape(a["self"]), sizes.shape(node)
     dims = a["dim"] if a["dim"] is not None else list(range(len(after)))
     dims = [dims] if isinstance(dims, int) else dims
@@ -151,17 +185,18 @@ def _transform(node: Node, a: dict[str, Any], sizes: Sizes) -> int:
         last = given[-1] if isinstance(given, (list, tuple)) else given
         last = last.meta["val"] if isinstance(last, Node) else last
         signal[dims[-1]] = before[dims[-1]] if last is None else sizes.number(last)
-    steps = math.log2(max(2, math.prod(signal[dim] for dim in dims)))
-    return round((2.5 if half else 5) * math.prod(signal) * steps)
+    dims = [dim % len(signal) for dim in dims]
+    each = rounded(of_transform(math.prod(signal[dim] for dim in dims), half))
+    return each * math.prod(size for dim, size in enumerate(signal) if dim not in dims)
 
 
-def _recurrent(node: Node, a: dict[str, Any], sizes: Sizes) -> int:
+def _recurrent(node: Node, a: dict[str, Any], sizes: Sizes) -> Number:
     x = a.get("input", a.get("data"))
-    steps = sizes.elements(x) // max(1, sizes.shape(x)[-1])
+    steps = math.prod(sizes.shape(x)[:-1])
     return 2 * steps * sum(sizes.elements(weight) for weight in a["params"] if len(sizes.shape(weight)) == 2)
 
 
-_FORMULAS: dict[str, Callable[[Node, dict[str, Any], Sizes], int]] = {
+_FORMULAS: dict[str, Callable[[Node, dict[str, Any], Sizes], Number]] = {
     **dict.fromkeys(("matmul", "bmm", "baddbmm", "mm", "addmm", "mv", "addmv", "dot", "vdot"), _matmul),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
                      "avg_pool1d", "avg_pool2d", "avg_pool3d"), _pool),
@@ -172,16 +207,17 @@ _FORMULAS: dict[str, Callable[[Node, dict[str, Any], Sizes], int]] = {
 }  # fmt: skip
 
 
-def _asked(node: Node, sizes: Sizes) -> int:
+def _asked(node: Node, sizes: Sizes) -> Number:
     """What torch's own counter says: products inside composite operators, and operators with a registered formula."""
-    if not is_pure(node):
+    # symbols take ten times as long, and most operators count nothing
+    if not is_pure(node) or not (sizes.example is sizes or _asked(node, sizes.example)):
         return 0
     args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
-    args, kwargs = compat.tree_map(sizes.stand_in, (args, kwargs))
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
+        args, kwargs = compat.tree_map(sizes.stand_in, (args, kwargs))
+        with torch.no_grad(), sizes.tracing(), counter:
             node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # an operator without a shape function is none of our business
         return 0
-    return int(counter.get_total_flops())
+    return sizes.counted(counter.get_total_flops())

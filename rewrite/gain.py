@@ -1,8 +1,8 @@
 """What a rewrite that is not made would save, by a nominal roofline.
 
-An operator takes as long as its arithmetic or its memory traffic, whichever is longer, on a machine of
-:data:`FLOPS_PER_SECOND` and :data:`BYTES_PER_SECOND` (Williams, Waterman and Patterson, Roofline, CACM 2009). Nothing
-is measured: the figures order what could be done and say how much of a model it concerns.
+An operator takes as long as its arithmetic or its memory traffic, whichever is longer, on a machine of certain
+:class:`Rates` (Williams, Waterman and Patterson, Roofline, CACM 2009). :data:`NOMINAL` ones are not measured: the
+figures order what could be done and say how much of a model it concerns.
 """
 
 from __future__ import annotations
@@ -31,13 +31,33 @@ BYTES_PER_SECOND = 2e10
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a machine does in a second.
+
+    Attributes:
+        flops: floating-point operations.
+        bytes: of memory traffic.
+    """
+
+    flops: float = FLOPS_PER_SECOND
+    bytes: float = BYTES_PER_SECOND
+
+    def seconds(self, flops: int, moved: int) -> float:
+        """How long arithmetic and the traffic beside it take: as long as the longer of both."""
+        return max(flops / self.flops, moved / self.bytes)
+
+
+NOMINAL = Rates()
+
+
+@dataclass(frozen=True)
 class Work:
     """What operators do in one call, for one sample where the batch is symbolic. It adds up.
 
     Attributes:
         flops: floating-point operations; see :mod:`rewrite.flops`.
         bytes: of tensors read and written; views move none.
-        seconds: nominal time.
+        seconds: estimated time, nominal unless other rates were given.
     """
 
     flops: int = 0
@@ -51,17 +71,19 @@ class Work:
 NOTHING = Work()
 
 
-def work(nodes: Iterable[Node], sizes: Sizes) -> Work:
+def work(nodes: Iterable[Node], sizes: Sizes, rates: Rates = NOMINAL) -> Work:
     """The work of operators, each counted by itself."""
-    return sum((_of(node, sizes) for node in nodes), NOTHING)
+    return sum((_of(node, sizes, rates) for node in nodes), NOTHING)
 
 
-def total(graph: Graph) -> Work:
+def total(graph: Graph, rates: Rates = NOMINAL) -> Work:
     """The work of a whole program, code on weights included."""
-    return work(graph.calls(), Sizes(graph))
+    return work(graph.calls(), Sizes(graph), rates)
 
 
-def gain(nodes: Iterable[Node], sizes: Sizes, keeps: tuple[type[View], ...] | None = None) -> Work:
+def gain(
+    nodes: Iterable[Node], sizes: Sizes, keeps: tuple[type[View], ...] | None = None, rates: Rates = NOMINAL
+) -> Work:
     """The work that would vanish if a rule rewrote the operators that it has matched, or has begun to match.
 
     That is all but those of the kinds that it ``keeps``, or all but the costliest where it names none: what is merged
@@ -69,15 +91,15 @@ def gain(nodes: Iterable[Node], sizes: Sizes, keeps: tuple[type[View], ...] | No
     """
     nodes = list(nodes)
     if keeps is not None:
-        return work((node for node in nodes if not isinstance(view(node), keeps)), sizes)
-    each = sorted((_of(node, sizes) for node in nodes), key=lambda part: part.seconds)
+        return work((node for node in nodes if not isinstance(view(node), keeps)), sizes, rates)
+    each = sorted((_of(node, sizes, rates) for node in nodes), key=lambda part: part.seconds)
     return sum(each[:-1] or each, NOTHING)
 
 
-def _of(node: Node, sizes: Sizes) -> Work:
+def _of(node: Node, sizes: Sizes, rates: Rates) -> Work:
     written = 0 if node.op != "call_function" or node.target is operator.getitem else written_bytes(node, sizes)
     if not written:
         return NOTHING
     arithmetic = flops(node, sizes)
     moved = written + sum(tensor_bytes(operand, sizes) for operand in node.all_input_nodes)
-    return Work(arithmetic, moved, max(arithmetic / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND))
+    return Work(arithmetic, moved, rates.seconds(arithmetic, moved))

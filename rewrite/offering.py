@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch.fx import Node
 
+    from rewrite.crossover import Crossover
     from rewrite.fragment import Fragment
     from rewrite.graph import Graph
     from rewrite.rule import Match, Rule
@@ -40,6 +41,7 @@ class Offer:
         removed, added: the lines of the program before and after, as they would be.
         verdict: what verification said.
         before, after: the work of both sides. Weight code is not counted, which is folded.
+        crossovers: from which sizes on the alternative takes fewer operations, where the rule says so.
     """
 
     match: Match
@@ -50,6 +52,7 @@ class Offer:
     verdict: Verdict
     before: Work
     after: Work
+    crossovers: tuple[Crossover, ...] = ()
 
     @property
     def rule(self) -> Rule:
@@ -153,7 +156,16 @@ class _Search:
         match, old, new = prepared.match, prepared.old, prepared.new
         removed, added = printer.program(match.nodes), printer.program(new.calls())
         before, after = (work(_varying(self.graph, side), self.sizes) for side in (old, new))
-        return Offer(match, old, new, tuple(removed), tuple(added), prepared.verdict, before, after)
+        return Offer(match, old, new, tuple(removed), tuple(added), prepared.verdict, before, after,
+                     self._crossovers(match))  # fmt: skip
+
+    def _crossovers(self, match: Match) -> tuple[Crossover, ...]:
+        try:
+            return tuple(match.rule.crossovers(match))
+        except Exception as error:  # the offer stands without
+            reason = f"crossovers raised {type(error).__name__}: {error}"
+            self.failures.append(Failure(match.rule.name, match.anchor, reason))
+            return ()
 
 
 def _varying(graph: Graph, fragment: Fragment) -> list[Node]:

@@ -20,6 +20,7 @@ from rewrite.report import Report
 from rewrite.result import Program, Ready
 from rewrite.select import compare
 from rewrite.strides import note as strides_note
+from rewrite.symbolic import costs
 from rewrite.verify.sizes import batch_symbols
 from rewrite.versions import versions
 
@@ -156,7 +157,7 @@ class Rewriting:
         report = Report(
             type(self.captured.model).__name__, str(recipe.pipeline), self.records, count(original), count(self.graph),
             verdict, split, (*self.captured.notes, *self.notes), versions(),
-            Sizes(original).per_sample,
+            Sizes(original).per_sample, costs(original, self.graph),
         )  # fmt: skip
         values = recipe.value_rules(self.records)
         return Program(

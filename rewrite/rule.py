@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch.fx import Node
 
+    from rewrite.crossover import Crossover
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
     from rewrite.ops import View
@@ -183,6 +184,10 @@ class Rule:
     def rewrite(self, match: Match, g: Builder) -> Node | Sequence[Node]:
         """Build the replacement with ``g`` and return one node for each of the match's outputs."""
         raise NotImplementedError
+
+    def crossovers(self, match: Match) -> Sequence[Crossover]:
+        """From which sizes on the replacement takes fewer operations, where that depends on one: offers tell it."""
+        return ()
 
 
 def admit(graph: Graph, match: Match) -> Refusal | None:

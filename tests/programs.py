@@ -28,12 +28,15 @@ class Program:
         self.weights: dict[str, Tensor] = {}
         self.inputs: list[Tensor] = []
 
-    def input(self, tensor: Tensor) -> Node:
+    def input(self, tensor: Tensor, free: tuple[int, ...] = ()) -> Node:
+        """An input, of which the ``free`` dimensions are symbolic sizes too."""
         node = self.fx.placeholder(f"x{len(self.inputs)}")
         self.inputs.append(tensor)
         sizes = [DimDynamic.STATIC] * tensor.dim()
         if self.dynamic:
             sizes[0] = DimDynamic.DYNAMIC
+        for dim in free:
+            sizes[dim] = DimDynamic.DYNAMIC
         node.meta["val"] = self.mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes))
         return node
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from rewrite.between import LIMIT, between
 from rewrite.flops import Sizes
-from rewrite.gain import BYTES_PER_SECOND, FLOPS_PER_SECOND, NOTHING, Work, gain, total, work
+from rewrite.gain import BYTES_PER_SECOND, FLOPS_PER_SECOND, NOMINAL, NOTHING, Rates, Work, gain, total, work
 from rewrite.ops import Convolution, View
 from rewrite.trace import capture
 from tests.programs import Program, aten
@@ -40,6 +40,17 @@ def test_work_is_arithmetic_and_traffic_and_the_longer_of_their_times():
 def test_a_large_layer_is_bound_by_arithmetic():
     graph = capture(nn.Conv2d(64, 64, 3).eval(), (torch.randn(2, 64, 20, 20),)).graph
     assert total(graph).seconds == 2 * 64 * 18 * 18 * 64 * 9 / FLOPS_PER_SECOND
+
+
+def test_another_machine_takes_another_time_for_the_same_work():
+    graph, conv, relu, _ = conv_relu()
+    sizes = Sizes(graph)
+    assert Rates(FLOPS_PER_SECOND, BYTES_PER_SECOND) == NOMINAL
+    rates = Rates(flops=1944.0, bytes=4 * 72.0)
+    assert work([conv], sizes, rates) == Work(CONV.flops, CONV.bytes, 876 / 288)
+    assert work([conv], sizes, Rates(flops=1944.0)) == Work(CONV.flops, CONV.bytes, 1.0)
+    assert gain([conv, relu], sizes, rates=rates) == Work(RELU.flops, RELU.bytes, 1.0)
+    assert gain([conv, relu], sizes, (), rates) == total(graph, rates)
 
 
 def test_a_norm_is_counted_once_and_for_one_sample():

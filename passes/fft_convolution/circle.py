@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from rewrite.arithmetic import largest
+
 if TYPE_CHECKING:
     from passes.reparameterize.kernels import Taps
 
@@ -53,9 +55,14 @@ class Circle:
         return self.taps.outputs(self.size, self.stride)
 
     @property
+    def border(self) -> int:
+        """How many zeros there are on the side with more of them."""
+        return largest(self.taps.low, self.taps.high)
+
+    @property
     def least(self) -> int:
         """The fewest points of a circle: no zero is missing, no output and no tap meets another one."""
-        return max(self.size + max(self.taps.low, self.taps.high), self.dense, self.reach)
+        return largest(self.size + self.border, self.dense, self.reach)
 
     @property
     def period(self) -> int:

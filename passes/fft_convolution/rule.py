@@ -11,8 +11,9 @@ import torch
 from passes import affine
 from passes.convolve import convolution_refusal, sizes_refusal, spatial_sizes
 from passes.fft_convolution import costs
-from passes.fft_convolution.blocks import Blocks, blocks
+from passes.fft_convolution.blocks import Blocks, cut_of
 from passes.fft_convolution.circle import Circle
+from passes.fft_convolution.crossovers import crossovers
 from passes.fft_convolution.transforms import backward, computing_dtype, forward, product, spectrum
 from passes.reparameterize.kernels import taps_of
 from rewrite.ops import Convolution, value, view_as
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch.fx import Node
 
+    from rewrite.crossover import Crossover
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
 
@@ -73,7 +75,7 @@ class FftConvolution(Rule):
             refusal = convolution_refusal(conv) or affine.layer_refusal(graph, conv) or _size_refusal(conv)
             if refusal is None:
                 circles = _circles(conv)
-                cut = blocks(circles[0]) if conv.dims == 1 else None
+                cut = cut_of(circles)
                 refusal = _dearer(conv, circles, cut, self.saving)
                 if refusal is None:
                     yield Match(self, (node,), (node,), {"conv": conv, "circles": circles, "cut": cut})
@@ -93,6 +95,10 @@ class FftConvolution(Rule):
             y = g(aten.add.Tensor, y, g(aten.reshape.default, bias, [-1, *[1] * conv.dims]))
         return affine.cast(g, y, value(conv.node).dtype)
 
+    def crossovers(self, match: Match) -> Sequence[Crossover]:
+        """From how many taps on transforms take fewer operations, and from which size on."""
+        return crossovers(match.conv, match.circles)
+
 
 def _circles(conv: Convolution) -> tuple[Circle, ...]:
     each = zip(spatial_sizes(conv.input), taps_of(conv), conv.stride, strict=True)
@@ -109,7 +115,7 @@ def _size_refusal(conv: Convolution) -> Refusal | None:
 
 def _dearer(conv: Convolution, circles: Sequence[Circle], cut: Blocks | None, saving: float) -> Refusal | None:
     """Why transforms do not pay."""
-    before, after = costs.direct(conv, circles), costs.transformed(conv, circles, cut)
+    before, after = costs.direct(conv, circles), costs.least(conv, circles, cut)
     if after * saving < before:
         return None
     return Refusal(f"transforms take {after / 1e6:.4g} million operations for each sample, and its "

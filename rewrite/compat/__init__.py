@@ -77,6 +77,7 @@ from rewrite.compat.values import (
     hint,
     is_unbacked,
     symbolic_mode,
+    with_symbols,
     without_fresh_symbols,
 )
 
@@ -146,6 +147,7 @@ __all__ = [
     "unrecorded",
     "watch_autograd_functions",
     "whole_stacks",
+    "with_symbols",
     "without_autocast",
     "without_fresh_symbols",
     "without_partial_graphs",

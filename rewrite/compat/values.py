@@ -34,6 +34,27 @@ def symbolic_mode(hints: Mapping[str, int]) -> tuple[FakeTensorMode, dict[str, t
     return FakeTensorMode(shape_env=shapes), sizes
 
 
+def with_symbols(value: Any, mode: FakeTensorMode, symbols: Mapping[Any, Any]) -> Any:
+    """A recorded tensor or size in another symbolic mode, whose sizes stand for those of ``symbols``.
+
+    Raises:
+        KeyError: a size depends on a symbol that is not among them.
+    """
+    if isinstance(value, torch.Tensor):
+        sizes, strides = (
+            [with_symbols(size, mode, symbols) for size in dims] for dims in (value.shape, value.stride())
+        )
+        with mode:
+            return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+    if not isinstance(value, torch.SymInt):
+        return value
+    expr, shapes = value.node.expr, mode.shape_env
+    assert shapes is not None
+    found = expr.xreplace({symbol: symbols[symbol].node.expr for symbol in expr.free_symbols})
+    number = found.xreplace({size.node.expr: size.node.hint for size in symbols.values()})
+    return shapes.create_symintnode(found, hint=int(number))
+
+
 def hint(size: torch.SymInt) -> int:
     """The number that a symbolic size has in the example that it was traced with."""
     return int(size.node.hint)

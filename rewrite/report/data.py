@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from rewrite.cost import Counts
+from rewrite.cost import Costs, Counts
 from rewrite.driver import Commit, Rejection, StepRecord
 from rewrite.errors import InputError
 from rewrite.names import nearest
@@ -41,6 +41,7 @@ class Report:
         notes: what the user should know, a sentence each.
         versions: the versions that the run depended on, by name.
         per_sample: whether arithmetic and activations were counted for one sample; else for a whole call.
+        costs: the counts as formulas of the sizes that are symbolic, of a whole call; None where they were not made.
     """
 
     model_name: str
@@ -53,6 +54,7 @@ class Report:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     per_sample: bool = True
+    costs: Costs | None = None
 
     def refusals(self, rule: str | None = None) -> Refusals:
         """The places where a rule (or any rule of a step) began to match and did not, with reason and remedy.

@@ -9,7 +9,10 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import sympy
+
 from rewrite.errors import InputError
+from rewrite.formulas import parsed
 
 if TYPE_CHECKING:
     from rewrite.report.data import Report
@@ -19,22 +22,24 @@ FORMAT = 2
 _KEYS = {"model_name": "model", "records": "steps", "model_verdict": "verification"}
 """The fields of a report that go by another name in its data."""
 
-_NEW = frozenset({"per_sample"})
+_NEW = frozenset({"costs", "per_sample"})
 """Those that data of this format may lack."""
 
 
 def report_data(report: Report) -> dict[str, Any]:
-    """All of a report as dictionaries, lists, strings and finite numbers, for ``json.dumps``."""
+    """All of a report as dictionaries, lists, strings and finite numbers, for ``json.dumps``; formulas are strings."""
     fields = {spec.name: getattr(report, spec.name) for spec in dataclasses.fields(report)}
     return {"format": FORMAT, **{_KEYS.get(name, name): plain(value) for name, value in fields.items()}}
 
 
 def plain(value: Any) -> Any:
-    """A value of dataclasses, lists, mappings, strings and numbers as JSON has it; numbers that it lacks are None."""
+    """A value of dataclasses, lists, mappings, strings, numbers and formulas as JSON has it, None for what it lacks."""
     if dataclasses.is_dataclass(value):
         return {spec.name: plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, sympy.Expr):
+        return int(value) if value.is_Integer else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return {key: plain(item) for key, item in value.items()} if hasattr(value, "items") else value
@@ -68,6 +73,8 @@ def restored(kind: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in parts:
             return None
+        if isinstance(value, str) and sympy.Expr in parts:
+            return parsed(value)
         return restored(next(part for part in parts if part is not type(None)), value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)

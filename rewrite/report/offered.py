@@ -19,6 +19,7 @@ from rewrite.report.text import roofline, scaled, table, wrapped
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from rewrite.crossover import Crossover
     from rewrite.driver import Refused
     from rewrite.flops import Sizes
     from rewrite.gain import Work
@@ -40,6 +41,7 @@ class Alternative:
         removed, added: the lines of the program before and after, as they would be.
         draws: on how many draws of values both sides were compared.
         pipeline: what to give as ``pipeline=`` to :func:`rewrite.optimize` to make what the rule offers, as code.
+        crossovers: from which sizes on the alternative takes fewer operations, where the rule says so.
     """
 
     rule: str
@@ -50,6 +52,7 @@ class Alternative:
     added: tuple[str, ...]
     draws: int
     pipeline: str
+    crossovers: tuple[Crossover, ...] = ()
 
     @property
     def change(self) -> float:
@@ -98,7 +101,7 @@ class Offered:
         return self.alternatives[index]
 
     def __str__(self) -> str:
-        paragraphs = [self._head(), self._table(), self._failed(), self._refused(),
+        paragraphs = [self._head(), self._table(), self._crossovers(), self._failed(), self._refused(),
                       [line for note in self.notes for line in wrapped("note  ", note)], self._how()]  # fmt: skip
         return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
 
@@ -138,6 +141,14 @@ class Offered:
         where = [_where(item.place) for item in self.alternatives]
         lines = table([_HEAD[:-1], *rows]) if rows else []
         return [f"{line}  {text}" for line, text in zip(lines, [_HEAD[-1], *where], strict=False)]
+
+    def _crossovers(self) -> list[str]:
+        """Each once, with the first place that it holds for."""
+        first: dict[str, Alternative] = {}
+        for item in self.alternatives:
+            for crossover in item.crossovers:
+                first.setdefault(str(crossover), item)
+        return [line for text, item in first.items() for line in wrapped(f"{item.place.node}  ", text, 2)]
 
     def _failed(self) -> list[str]:
         return [
@@ -209,8 +220,9 @@ def _alternative(offer: Offer, pipeline: str) -> Alternative:
     anchor = offer.match.anchor
     spot = Place(anchor.name, *place(anchor))
     return Alternative(
-        offer.rule.name, spot, offer.before, offer.after, offer.removed, offer.added, offer.verdict.draws, pipeline
-    )
+        offer.rule.name, spot, offer.before, offer.after, offer.removed, offer.added, offer.verdict.draws, pipeline,
+        offer.crossovers,
+    )  # fmt: skip
 
 
 def _rejection(failure: Failure) -> Rejection:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rewrite.report.refusals import groups
 from rewrite.report.text import scaled, table, wrapped
+from rewrite.symbolic import is_per_sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HEAD = ("pass", "found", "applied", "refused", "rejected", "draws", "time")
 _NAME = 46
+_LONG = 200
 
 
 @dataclass
@@ -142,7 +144,21 @@ def _costs(report: Report) -> list[str]:
         old, new = getattr(report.before, name), getattr(report.after, name)
         texts = [str(number) if unit == "" else scaled(number, unit or "") for number in (old, new)]
         rows.append((label, *texts, f"{100 * (new - old) / old:+.0f} %" if old else ""))  # type: ignore[arg-type]
-    return table(rows)
+    return [*table(rows), *_formulas(report)]
+
+
+def _formulas(report: Report) -> list[str]:
+    """The counts that no number for one sample says: with a part for each call, or with other sizes that are free."""
+    if report.costs is None:
+        return []
+    lines, per = [], "call of N samples" if report.per_sample else "call"
+    for label, name in (("FLOPs", "flops"), ("activations written", "activation_bytes")):
+        counts = [getattr(side, name) for side in (report.costs.before, report.costs.after)]
+        if all(is_per_sample(number) if report.per_sample else isinstance(number, int) for number in counts):
+            continue
+        texts = [text if len(text) <= _LONG else "a long formula (report.costs)" for text in map(str, counts)]
+        lines += wrapped(f"{label} per {per}  ", " -> ".join(texts), 2)
+    return lines
 
 
 def _verification(verdict: Verdict | None) -> str:

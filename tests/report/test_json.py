@@ -2,10 +2,13 @@ import json
 import math
 
 import pytest
+import sympy
 
 from rewrite import InputError
+from rewrite.cost import Costs, Counts
 from rewrite.report import Report
 from rewrite.report.json import restored
+from rewrite.symbolic import BATCH
 from rewrite.verdict import Verdict
 from tests.report.records import report
 
@@ -78,9 +81,22 @@ def test_fields_that_are_new_take_their_defaults():
     for commit in data["steps"][1]["commits"]:
         del commit["text"]
     assert all(commit.text == "" for commit in Report.from_dict(data).records[1].commits)
+    assert data.pop("costs") is None
     del data["per_sample"]
     assert Report.from_dict(data).per_sample
     assert not Report.from_dict({**data, "per_sample": False}).per_sample
+
+
+def test_formulas_come_back():
+    before = Counts(9, 20, 8_309_384, 33_237_536, 3 * BATCH + 5, sympy.Max(BATCH, 7))
+    made = report(costs=Costs(before, Counts(flops=sympy.Integer(3))))
+    data = json.loads(json.dumps(made.to_dict()))
+    assert data["costs"]["before"] == {**data["before"], "flops": "3*N + 5", "activation_bytes": "Max(7, N)"}
+    assert data["costs"]["after"]["flops"] == 3
+    assert Report.from_dict(data) == made
+    data["costs"]["before"]["flops"] = "__import__('os').abort()"
+    with pytest.raises(InputError, match="malformed"):
+        Report.from_dict(data)
 
 
 def test_types_of_every_kind():

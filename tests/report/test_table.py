@@ -2,9 +2,12 @@ from dataclasses import replace
 
 import pytest
 
+from rewrite.arithmetic import symbol
+from rewrite.cost import Costs, Counts
 from rewrite.driver import StepRecord
 from rewrite.gain import Work
 from rewrite.report.text import scaled
+from rewrite.symbolic import BATCH
 from rewrite.verdict import Verdict
 from tests.report.records import commit, refused, report
 
@@ -39,6 +42,29 @@ note  one note"""
 def test_the_whole_report():
     assert str(report()) == TEXT
     assert repr(report()) == TEXT
+
+
+def test_what_is_proportional_to_the_batch_is_said_by_a_number():
+    counts = Counts(flops=12 * BATCH, activation_bytes=0)
+    assert str(report(costs=Costs(counts, counts))) == TEXT
+
+
+def test_what_is_not_has_a_formula():
+    height = symbol("H")
+    before, after = Counts(flops=12 * BATCH + 5, activation_bytes=4 * BATCH), Counts(flops=12 * BATCH)
+    lines = str(report(costs=Costs(before, after))).splitlines()
+    assert [line for line in lines if "call of N" in line] == ["FLOPs per call of N samples  12*N + 5 -> 12*N"]
+    wide = Counts(flops=12 * BATCH, activation_bytes=4 * BATCH * height)
+    assert "activations written per call of N samples  4*H*N -> 4*N" in str(report(costs=Costs(wide, before)))
+    long = Counts(flops=sum((symbol(f"s{i}") for i in range(70)), 12 * BATCH))
+    assert "samples  12*N -> a long formula (report.costs)" in str(report(costs=Costs(after, long)))
+
+
+def test_a_batch_that_is_fixed_has_no_formula():
+    counts = Counts(flops=12, activation_bytes=4)
+    assert "12 ->" not in str(report(costs=Costs(counts, counts), per_sample=False))
+    free = Counts(flops=12 * symbol("H"))
+    assert "FLOPs per call  12*H -> 12" in str(report(costs=Costs(free, counts), per_sample=False))
 
 
 def test_refusals_of_no_gain_are_not_counted():
