@@ -12,6 +12,7 @@ from rewrite.cost import count
 from rewrite.errors import RuleError
 from rewrite.flops import Sizes
 from rewrite.listener import Listener
+from rewrite.numerics import note as numerics_note
 from rewrite.pipeline import rules_of
 from rewrite.plan import Plan
 from rewrite.report import Report
@@ -82,7 +83,7 @@ class Rewriting:
             watch = _Watch(batch_symbols(graph))
             records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
-        notes = (*notes, *_cautions(recipe, records), *strides_note(graph))
+        notes = (*notes, *numerics_note(recipe.forbidden), *_cautions(recipe, records), *strides_note(graph))
         return cls(captured, recipe, graph, records, time.perf_counter() - started, notes)
 
     @property
