@@ -21,6 +21,7 @@ Choices, which are better here and worse there, so that they are made only where
 - :mod:`passes.patches_as_linear`: a patch embedding as a linear layer over patches
 - :mod:`passes.pointwise`: linear layers as 1x1 convolutions, and back
 - :mod:`passes.fft_convolution`: a convolution with a long kernel by Fourier transforms
+- :mod:`passes.shrink_transform`: a convolution that the model computes by transforms, over fewer points or directly
 - :mod:`passes.space_to_batch`: a dilated convolution over the phases of its input
 - :mod:`passes.separate_kernel`: a separable kernel as one along each dimension
 - :mod:`passes.filter_basis`: few different filters as a depthwise and a pointwise convolution
@@ -57,6 +58,7 @@ from passes.prune_exact import PruneExact, RemoveUnreadChannels
 from passes.reduction_algebra import ClampByConstant, MeanOfUniformGroupNorm, ReductionAlgebra
 from passes.reparameterize import Reparameterize
 from passes.separate_kernel import SeparateKernel
+from passes.shrink_transform import ShrinkTransform
 from passes.simplify import Simplify
 from passes.space_to_batch import SpaceToBatch
 from passes.split_support import SplitSupport
@@ -68,7 +70,7 @@ STEPS: tuple[type[Step], ...] = (
     MergeWide, MergeSelection, HoistPooling, CommutePooling, ReductionAlgebra, ClampByConstant, MeanOfUniformGroupNorm,
     AveragePoolBeforePointwise, TrimKernel, PruneExact, RemoveUnreadChannels, FoldConstants,
     HoistSharedPooling, PatchesAsLinear, LinearAsConvolution, ConvolutionAsLinear, SpaceToBatch, SeparateKernel,
-    FilterBasis, SplitSupport, MergeSupport, FftConvolution,
+    FilterBasis, SplitSupport, MergeSupport, FftConvolution, ShrinkTransform,
 )  # fmt: skip
 """Every step that pipelines can name."""
 
