@@ -25,6 +25,7 @@ Choices, which are better here and worse there, so that they are made only where
 - :mod:`passes.conv1d_as_conv2d`: a convolution over a sequence as one over an image of one row
 - :mod:`passes.explicit_padding`: the zeros around a convolution's input by an operator of their own
 - :mod:`passes.convert_layout`: what a convolution reads, copied to channels first or last
+- :mod:`passes.shrink_transform`: a convolution that the model computes by transforms, over fewer points or directly
 - :mod:`passes.space_to_batch`: a dilated convolution over the phases of its input
 - :mod:`passes.separate_kernel`: a separable kernel as one along each dimension
 - :mod:`passes.filter_basis`: few different filters as a depthwise and a pointwise convolution
@@ -65,6 +66,7 @@ from passes.reduction_algebra import ClampByConstant, MeanOfUniformGroupNorm, Re
 from passes.reparameterize import Reparameterize
 from passes.select import Select
 from passes.separate_kernel import SeparateKernel
+from passes.shrink_transform import ShrinkTransform
 from passes.simplify import Simplify
 from passes.space_to_batch import SpaceToBatch
 from passes.split_support import SplitSupport
@@ -76,8 +78,8 @@ STEPS: tuple[type[Step], ...] = (
     MergeWide, MergeSelection, HoistPooling, CommutePooling, ReductionAlgebra, ClampByConstant, MeanOfUniformGroupNorm,
     AveragePoolBeforePointwise, TrimKernel, PruneExact, RemoveUnreadChannels, FoldConstants,
     HoistSharedPooling, PatchesAsLinear, LinearAsConvolution, ConvolutionAsLinear, SpaceToBatch, SeparateKernel,
-    FilterBasis, SplitSupport, MergeSupport, FftConvolution, Conv1dAsConv2d, ExplicitPadding, ChannelsLast,
-    ChannelsFirst, Select,
+    FilterBasis, SplitSupport, MergeSupport, FftConvolution, ShrinkTransform, Conv1dAsConv2d, ExplicitPadding,
+    ChannelsLast, ChannelsFirst, Select,
 )  # fmt: skip
 """Every step that pipelines can name."""
 

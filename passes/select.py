@@ -11,6 +11,7 @@ from passes.explicit_padding import ExplicitPadding
 from passes.fft_convolution import FftConvolution
 from passes.patches_as_linear import PatchesAsLinear
 from passes.pointwise import ConvolutionAsLinear, LinearAsConvolution
+from passes.shrink_transform import ShrinkTransform
 from rewrite.pipeline import ChoicePass
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class Select(ChoicePass):
     """Choose algorithms and layouts by measurement: those that together take the least time for the example.
 
-    Linear layers as 1x1 convolutions, convolutions by Fourier transforms, over sequences as over images, with padding
-    of its own, and the layout of what convolutions read. Which are made is decided where the program is optimized
+    Linear layers as 1x1 convolutions, convolutions by Fourier transforms and back, over sequences as over images, with
+    padding of its own, and the layout of what convolutions read. Which are made is decided where the program is optimized
     (``tune=``); where nothing is measured nothing is made.
 
     Attributes:
@@ -34,7 +35,7 @@ class Select(ChoicePass):
     def rules(self) -> tuple[Rule, ...]:
         """What is offered."""
         usual: tuple[Rule, ...] = (
-            LinearAsConvolution(), Conv1dAsConv2d(), FftConvolution(saving=0.5), ExplicitPadding(),
+            LinearAsConvolution(), Conv1dAsConv2d(), FftConvolution(saving=0.5), ShrinkTransform(), ExplicitPadding(),
             ChannelsLast(), ChannelsFirst(),
         )  # fmt: skip
         return (*usual, ConvolutionAsLinear(), PatchesAsLinear()) if self.every else usual

@@ -29,6 +29,7 @@ from rewrite.errors import InputError, VerificationError
 from rewrite.events import emit, verdict_data
 from rewrite.flops import Sizes
 from rewrite.names import nearest
+from rewrite.numerics import note as numerics_note
 from rewrite.pipeline import ChoicePass, Pipeline, rules_of
 from rewrite.provenance import entry, module_path
 from rewrite.recipe import Recipe
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from rewrite.graph import Graph
     from rewrite.listener import Listener
     from rewrite.lowering import Lowering
+    from rewrite.numerics import Numerics
     from rewrite.recipe import Verify
     from rewrite.verdict import Verdict
 
@@ -95,14 +97,15 @@ class Options:
     """What ``torch.compile(options={...})`` may hold; any other key is an option of Inductor.
 
     Attributes:
-        pipeline, exclude, verify, lower, fuel, listeners: as for :func:`rewrite.optimize`. ``exclude`` takes names of
-            passes and rules, and paths of modules as reports show them; ``lower`` is ``"inductor"`` or ``"eager"``.
-            Steps that fold weights are left out where gradients are on; of the default pipeline, also the rules of
-            :data:`UNPROFITABLE_LIVE`.
+        pipeline, exclude, numerics, verify, lower, fuel, listeners: as for :func:`rewrite.optimize`. ``exclude`` takes
+            names of passes and rules, and paths of modules as reports show them; ``lower`` is ``"inductor"`` or
+            ``"eager"``. Steps that fold weights are left out where gradients are on; of the default pipeline, also the
+            rules of :data:`UNPROFITABLE_LIVE`.
     """
 
     pipeline: Any = None
     exclude: str | Iterable[str] = ()
+    numerics: Numerics = "default"
     verify: Verify = "default"
     lower: str | None = None
     fuel: int | None = None
@@ -191,7 +194,8 @@ class _Job:
         left = () if lifted.differentiate else unfolded_note(graph, recipe, records)
         report = Report(
             self.name, str(recipe.pipeline), records, count(original), count(graph), verdict, split,
-            (*left, *strides_note(graph)), versions(), Sizes(original).per_sample, costs(original, graph),
+            (*left, *numerics_note(recipe.forbidden), *strides_note(graph)), versions(), Sizes(original).per_sample,
+            costs(original, graph),
         )  # fmt: skip
         self._remember(lifted.differentiate, report)
         commits = sum(len(record.commits) for record in records)
@@ -253,7 +257,8 @@ def _default() -> Pipeline:
 def _recipe(options: Options) -> Recipe:
     pipeline = pipeline_of(options.pipeline, _default())
     steps, others = step_exclusions(options.exclude, pipeline)
-    return Recipe(pipeline, (*steps, *others), options.verify, options.fuel, tuple(options.listeners))
+    return Recipe(pipeline, (*steps, *others), options.verify, options.fuel, tuple(options.listeners),
+                  numerics=options.numerics)  # fmt: skip
 
 
 def _doubt_exclusions(options: Options, recipe: Recipe, graph: Graph) -> None:

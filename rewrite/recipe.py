@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rewrite.driver import Driver
 from rewrite.errors import InputError
 from rewrite.events import Decisions
+from rewrite.numerics import forbidden
 from rewrite.pipeline import ChoicePass, Pipeline, rules_of
 from rewrite.replay import Replay
 from rewrite.search import search
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rewrite.driver import StepRecord, StepRun
     from rewrite.graph import Graph
     from rewrite.listener import Listener
+    from rewrite.numerics import Numerics
     from rewrite.plan import Plan
     from rewrite.select import Selection, Tuning
 
@@ -31,6 +33,7 @@ class Settings:
         pipeline: the text of the pipeline.
         exclude, verify, fuel: as in :class:`Recipe`.
         method: the method of the model that was captured, None for ``forward``.
+        numerics: as in :class:`Recipe`.
         tuning: what the choices depend on, '' where none were made.
     """
 
@@ -39,6 +42,7 @@ class Settings:
     verify: str = "default"
     fuel: int | None = None
     method: str | None = None
+    numerics: str = "default"
     tuning: str = ""
 
 
@@ -48,15 +52,17 @@ class Recipe:
 
     Attributes:
         pipeline: the steps.
-        exclude: names of steps and rules that do not run, and paths of modules that are left alone.
+        exclude: names of steps and rules that do not run, and paths of modules that are left alone; also the rules of
+            the pipeline that ``numerics`` forbids.
         verify: how much each match is checked.
         fuel: at most so many rewrites; None for no limit.
         listeners: hear every match, miss and rewrite.
         plan: make the rewrites of this plan, of the same pipeline and exclusions, instead of searching.
+        numerics: ``"elementwise"`` forbids what does not bound the error of each element by its own terms.
         tuning: how steps that choose do it; without it they make nothing.
 
     Raises:
-        InputError: an unknown level of verification, or a fuel that is no count.
+        InputError: an unknown level of verification, a fuel that is no count, or unknown numerics.
     """
 
     pipeline: Pipeline
@@ -65,6 +71,7 @@ class Recipe:
     fuel: int | None = None
     listeners: tuple[Listener, ...] = ()
     plan: Plan | None = None
+    numerics: Numerics = "default"
     tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
@@ -72,11 +79,17 @@ class Recipe:
             raise InputError(f"verify={self.verify!r} is not one of 'off', 'default', 'thorough'")
         if self.fuel is not None and self.fuel < 0:
             raise InputError(f"fuel={self.fuel!r} is not a count; pass a whole number, or None for no limit")
+        object.__setattr__(self, "exclude", tuple(dict.fromkeys((*self.exclude, *self.forbidden))))
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """The names of rules of the pipeline that the numerics forbid."""
+        return forbidden(self.numerics, self.pipeline)
 
     def settings(self, method: str | None = None) -> Settings:
         """The recipe as text; listeners and rules that no text names are lost."""
         tuning = "" if self.selects is None else self.selects.identity
-        return Settings(str(self.pipeline), self.exclude, self.verify, self.fuel, method, tuning)
+        return Settings(str(self.pipeline), self.exclude, self.verify, self.fuel, method, self.numerics, tuning)
 
     @property
     def selects(self) -> Tuning | None:

@@ -13,6 +13,7 @@ from rewrite.errors import RuleError
 from rewrite.events import emit
 from rewrite.flops import Sizes
 from rewrite.listener import Listener
+from rewrite.numerics import note as numerics_note
 from rewrite.pipeline import Pipeline, rules_of
 from rewrite.plan import Plan
 from rewrite.recipe import Recipe
@@ -94,7 +95,7 @@ class Rewriting:
             selection = None if tuning is None else tuning.selection(captured.flat_inputs)
             records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph, selection)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
-        notes = (*notes, *_cautions(recipe, records), *strides_note(graph))
+        notes = (*notes, *numerics_note(recipe.forbidden), *_cautions(recipe, records), *strides_note(graph))
         notes = (*notes, *((selection.note,) if selection is not None and selection.note else ()))
         return cls(captured, recipe, graph, records, time.perf_counter() - started, notes, selection)
 

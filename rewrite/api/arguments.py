@@ -142,6 +142,8 @@ def recipe_of(
         steps = pipeline_of(pipeline, default)
         return Recipe(steps, exclusions_of(exclude, model, steps), **settings)
     given = {"pipeline": pipeline, "exclude": exclude or None, "fuel": settings.get("fuel")}
+    if settings.get("numerics", "default") != "default":
+        given["numerics"] = settings["numerics"]
     for name, value in given.items():
         if value is not None:
             raise InputError(f"plan= and {name}= are given, and a plan decides every rewrite itself; leave out {name}=")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rewrite.driver import Commit, StepRecord
     from rewrite.graph import Graph
     from rewrite.lowered import Lower
+    from rewrite.numerics import Numerics
     from rewrite.pipeline import Step
     from rewrite.recipe import Recipe, Verify
     from rewrite.report import Report
@@ -130,6 +131,7 @@ def bisect(
     method: str | None = None,
     pipeline: Any = None,
     exclude: str | Iterable[str] = (),
+    numerics: Numerics = "default",
     verify: Verify = "off",
     lower: Lower | None = "eager",
     progress: Callable[[Trial], None] | None = None,
@@ -142,7 +144,7 @@ def bisect(
 
     Args:
         model: a module in evaluation mode; it is not changed.
-        example_inputs, example_kwargs, method, pipeline, exclude: as in :func:`optimize`.
+        example_inputs, example_kwargs, method, pipeline, exclude, numerics: as in :func:`optimize`.
         check: takes what :func:`optimize` would return after k rewrites, a module with the model's signature for the
             sizes of the example. It returns whether that is good, or raises AssertionError; one that returns None has
             asserted all it wanted to. Other exceptions end the bisection. It has to be deterministic: each program is
@@ -167,7 +169,7 @@ def bisect(
         raise InputError(f"check={check!r} cannot be called; pass a function that takes the module and returns a bool")
     lowering_of(lower)
     model = bound(unwrap(model), method)
-    recipe = recipe_of(model, pipeline, exclude, verify=verify)
+    recipe = recipe_of(model, pipeline, exclude, verify=verify, numerics=numerics)
     check_model(model, training=False)
     args, kwargs = call_of(example_inputs, example_kwargs)
     captured = capture(model, args, kwargs)

@@ -13,6 +13,7 @@ from rewrite.driver import Refused, Rejection, StepRecord
 from rewrite.errors import InputError
 from rewrite.flops import Sizes
 from rewrite.gain import total
+from rewrite.numerics import forbidden
 from rewrite.pipeline import Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
 from rewrite.report import Explanation, explanation_of, record_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rewrite.graph import Graph
+    from rewrite.numerics import Numerics
     from rewrite.pipeline import Pass, Step
     from rewrite.rule import Rule
 
@@ -38,6 +40,7 @@ def explain(
     method: str | None = None,
     pipeline: Any = None,
     exclude: str | Iterable[str] = (),
+    numerics: Numerics = "default",
     verify: Verify = "default",
 ) -> Explanation:
     """Say where rules began to match in a model and did not: the culprit, the line, the reason and the remedy.
@@ -57,6 +60,7 @@ def explain(
         method: the method to explain instead of ``forward``.
         pipeline: passes to run, as in :func:`optimize`; then rules that are not among them are left out.
         exclude: names of passes and rules that do not run, and paths of modules that are left as they are.
+        numerics: what of the rules runs, as in :func:`optimize`.
         verify: how much each match is checked; ``"off"`` is quicker and takes every rule at its word.
 
     Returns:
@@ -73,7 +77,7 @@ def explain(
     asked = None if rule is None else step_of(rule, steps)
     if asked is None and pipeline is None:
         steps += Pipeline(_others(steps))
-    recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify)
+    recipe = Recipe(steps, exclusions_of(exclude, model, steps), verify, numerics=numerics)
     training = any(module.training for module in model.modules())
     captured = capture(model, *call_of(example_inputs, example_kwargs), training=training)
     name, whole = type(captured.model).__name__, total(captured.graph)
@@ -81,7 +85,8 @@ def explain(
     ran = steps.steps if asked is None else (asked,)
     with alone:
         records = recipe.apply(captured.graph) if asked is None else [_record(captured.graph, asked, recipe)]
-    return explanation_of(name, ran, records, whole, captured.notes, recipe.exclude, per_sample)
+    kept_out = forbidden(numerics, ran)
+    return explanation_of(name, ran, records, whole, captured.notes, recipe.exclude, per_sample, kept_out)
 
 
 def _source(model: nn.Module) -> nn.Module:
@@ -114,7 +119,7 @@ def _others(pipeline: Pipeline) -> tuple[Step, ...]:
 def _record(graph: Graph, step: Step, recipe: Recipe) -> StepRecord:
     """What a step finds, at the nearer of the beginning and its place in a recipe; without one, the recipe's end."""
     early, late = graph.copy(), graph
-    alone = Recipe(Pipeline((step,)), recipe.exclude, recipe.verify)
+    alone = Recipe(Pipeline((step,)), recipe.exclude, recipe.verify, numerics=recipe.numerics)
     names = tuple(rule.name for rule in rules_of(step))
     [first] = alone.apply(early)
     second = _in_place(late, step, recipe)

@@ -150,5 +150,7 @@ def _compiler(model: nn.Module, settings: Settings) -> Callable[[tuple[Any, ...]
             )
 
         return refuse
-    recipe = Recipe(steps, settings.exclude, settings.verify, settings.fuel)  # type: ignore[arg-type]
+    recipe = Recipe(
+        steps, settings.exclude, settings.verify, settings.fuel, numerics=settings.numerics  # type: ignore[arg-type]
+    )  # fmt: skip
     return Compiler(model, recipe, cache=default_cache(), remark=unfolded_note).compile

@@ -10,6 +10,7 @@ import passes
 from rewrite.alone import alone
 from rewrite.api.arguments import call_of, exclusions_of, pipeline_of, registered_steps, require_original
 from rewrite.flops import Sizes
+from rewrite.numerics import forbidden, note
 from rewrite.offering import offers_in
 from rewrite.pipeline import ChoicePass, Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
@@ -20,6 +21,7 @@ from rewrite.verify import MatchVerifier
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from rewrite.numerics import Numerics
     from rewrite.pipeline import Step
 
 
@@ -32,6 +34,7 @@ def offers(
     method: str | None = None,
     pipeline: Any = None,
     exclude: str | Iterable[str] = (),
+    numerics: Numerics = "default",
     verify: Verify = "default",
 ) -> Offered:
     """List what rules could put in the place of parts of a model, verified, with the cost of both sides.
@@ -49,6 +52,7 @@ def offers(
         method: the method to look at instead of ``forward``.
         pipeline: passes that run before, as in :func:`optimize`; default: the default pipeline, which simplifies.
         exclude: names of passes and rules that do not run and are not asked, and paths of modules that are left alone.
+        numerics: what of the rules runs and is asked, as in :func:`optimize`.
         verify: how much each match is checked; ``"off"`` is quicker and takes every rule at its word.
 
     Returns:
@@ -63,7 +67,9 @@ def offers(
     require_original(model, "offers")
     model = bound(unwrap(model), method)
     before, asked = pipeline_of(pipeline), _choices() if rules is None else pipeline_of(rules)
-    recipe = Recipe(before, exclusions_of(exclude, model, before + asked), verify)
+    kept_out = forbidden(numerics, before + asked)
+    excluded = (*exclusions_of(exclude, model, before + asked), *kept_out)
+    recipe = Recipe(before, excluded, verify, numerics=numerics)
     steps = [step for step in asked if step.name not in recipe.exclude]
     wanted = {step_text(rule): (rule, step) for step in steps for rule in rules_of(step)
               if rule.name not in recipe.exclude}  # fmt: skip
@@ -76,7 +82,9 @@ def offers(
         found = offers_in(graph, (rule for rule, _ in wanted.values()), verifier, recipe.exclude)
     first = "default" if pipeline is None else str(before)
     pipelines = {text: _pipeline(first, step, before) for text, (_, step) in wanted.items()}
-    return offered_of(type(captured.model).__name__, str(before), found, Sizes(graph), pipelines, captured.notes)
+    return offered_of(
+        type(captured.model).__name__, str(before), found, Sizes(graph), pipelines, (*captured.notes, *note(kept_out))
+    )
 
 
 def _choices() -> Pipeline:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rewrite.listener import Listener
     from rewrite.lowered import Lower
+    from rewrite.numerics import Numerics
     from rewrite.plan import Plan
     from rewrite.recipe import Verify
     from rewrite.result import Policy
@@ -41,6 +42,7 @@ def optimize(
     budget: float | None = None,
     fuel: int | None = None,
     plan: Plan | str | None = None,
+    numerics: Numerics = "default",
     listeners: Sequence[Listener] = (),
     release: bool = False,
     on_new_shape: Policy = "compile",
@@ -81,6 +83,9 @@ def optimize(
             and nothing is searched. Each of them, and the whole model, is still verified as ``verify`` says. The first
             example has to give the program that the plan is for; programs for other sizes of images are searched where
             the plan is not for them.
+        numerics: ``"default"`` runs every rule that the pipeline names. ``"elementwise"`` keeps out those that do not
+            bound the error of each element by that element's own terms, even where it names them: after a transform
+            rounding, NaN and infinities reach places that they did not reach before. The report says what was kept out.
         listeners: hear every match, miss and rewrite as it happens.
         release: the result keeps copies of the weights that it still needs, and nothing of the model, whose memory is
             free as soon as you drop it. It does not follow the model, and takes calls like the example, of any batch.
@@ -111,8 +116,8 @@ def optimize(
         raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     model = bound(unwrap(model), method)
     lowering = lowering_of(lower)
-    recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, listeners=tuple(listeners),
-                       tuning=tuning_of(tune, budget, lowering))  # fmt: skip
+    recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, numerics=numerics,
+                       listeners=tuple(listeners), tuning=tuning_of(tune, budget, lowering))  # fmt: skip
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None, remark=unfolded_note)
     result = OptimizedModule(model, compiler.compile, lowering, shapes=Shapes(on_new_shape))
     if given:
@@ -131,6 +136,7 @@ def transform(
     verify: Verify = "default",
     fuel: int | None = None,
     plan: Plan | str | None = None,
+    numerics: Numerics = "default",
     listeners: Sequence[Listener] = (),
 ) -> TransformedModule:
     """Rewrite a model and keep its parameters live: the result computes with the very same ``Parameter`` objects.
@@ -144,7 +150,7 @@ def transform(
             then wrapped.
         example_inputs: a tensor, or a tuple of the positional arguments.
         pipeline: passes to run; default, also under the name ``default``: the exact passes that keep weights live.
-        example_kwargs, method, exclude, verify, fuel, plan, listeners: as in :func:`optimize`.
+        example_kwargs, method, exclude, verify, fuel, plan, numerics, listeners: as in :func:`optimize`.
 
     Raises:
         InputError, CaptureError, PipelineError, PlanError, VerificationError: as in :func:`optimize`.
@@ -159,7 +165,7 @@ def transform(
         )
     model = bound(unwrap(model), method)
     recipe = recipe_of(model, pipeline, exclude, plan, default=passes.live_pipeline(), verify=verify, fuel=fuel,
-                       listeners=tuple(listeners))  # fmt: skip
+                       numerics=numerics, listeners=tuple(listeners))  # fmt: skip
     require_live(recipe.pipeline)
     compiler = Compiler(model, recipe, training=True)
     return TransformedModule(model, compiler.compile(*call_of(example_inputs, example_kwargs)))

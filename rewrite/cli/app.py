@@ -64,6 +64,7 @@ def optimize(
     method: opt.Method = None,
     pipeline: opt.Steps = None,
     exclude: opt.Exclude = None,
+    numerics: opt.Numerics = "default",
     verify: opt.Verify = "default",
     fuel: Annotated[int | None, typer.Option(
         metavar="N", show_default=False, rich_help_panel=opt.REWRITING, help="Make at most N rewrites."
@@ -109,7 +110,7 @@ def optimize(
         optimizing.run(
             terminal, subject, Part(json, diff, reproduce), optimizing.Files(save, save_plan, report),
             plan=plan, lower=lower, compare=compare, method=method, pipeline=pipeline, exclude=tuple(exclude or ()),
-            verify=verify, fuel=fuel, cache=cache,
+            numerics=numerics, verify=verify, fuel=fuel, cache=cache,
         )  # fmt: skip
 
 
@@ -131,6 +132,7 @@ def explain(
     )] = None,
     pipeline: opt.Steps = None,
     exclude: opt.Exclude = None,
+    numerics: opt.Numerics = "default",
     verify: opt.Verify = "default",
     json: Json = False,
     quiet: opt.Quiet = False,
@@ -142,7 +144,7 @@ def explain(
 
         subject = opt.Subject.of(model, inputs, model_options, dtype, device, seed)
         explaining.run(terminal, subject, rule=rule, training=train, data=json, method=method, pipeline=pipeline,
-                       exclude=tuple(exclude or ()), verify=verify)  # fmt: skip
+                       exclude=tuple(exclude or ()), numerics=numerics, verify=verify)  # fmt: skip
 
 
 @app.command()
@@ -160,6 +162,7 @@ def offers(
     )] = None,
     pipeline: opt.Steps = None,
     exclude: opt.Exclude = None,
+    numerics: opt.Numerics = "default",
     verify: opt.Verify = "default",
     refusals: Annotated[bool, typer.Option(
         "--refusals", rich_help_panel=_RESULTS, help="Print why there are no other offers instead."
@@ -178,7 +181,7 @@ def offers(
 
         subject = opt.Subject.of(model, inputs, model_options, dtype, device, seed)
         offering.run(terminal, subject, rules=rules, refusals=refusals, diff=diff, data=json, method=method,
-                     pipeline=pipeline, exclude=tuple(exclude or ()), verify=verify)  # fmt: skip
+                     pipeline=pipeline, exclude=tuple(exclude or ()), numerics=numerics, verify=verify)  # fmt: skip
 
 
 @app.command()
@@ -197,6 +200,7 @@ def bisect(
     )] = None,
     pipeline: opt.Steps = None,
     exclude: opt.Exclude = None,
+    numerics: opt.Numerics = "default",
     verify: opt.Verify = "off",
     lower: Annotated[Lower, typer.Option(
         metavar="NAME", rich_help_panel=opt.REWRITING,
@@ -216,7 +220,7 @@ def bisect(
 
         subject = opt.Subject.of(model, inputs, model_options, dtype, device, seed)
         bisecting.run(terminal, subject, check=check, reproduce=reproduce, method=method, pipeline=pipeline,
-                      exclude=tuple(exclude or ()), verify=verify, lower=lower)  # fmt: skip
+                      exclude=tuple(exclude or ()), numerics=numerics, verify=verify, lower=lower)  # fmt: skip
 
 
 @app.command()

@@ -47,6 +47,11 @@ Exclude = Annotated[list[str] | None, typer.Option(
     metavar="NAME", show_default=False, rich_help_panel=REWRITING,
     help="A pass or rule that does not run, or the path of a module that is left as it is.",
 )]  # fmt: skip
+Numerics = Annotated[Literal["default", "elementwise"], typer.Option(
+    metavar="NAME", rich_help_panel=REWRITING,
+    help="elementwise keeps out rules that do not bound the error of each element by its own terms, even where the "
+         "pipeline names them; default runs them.",
+)]  # fmt: skip
 Verify = Annotated[Literal["off", "default", "thorough"], typer.Option(
     metavar="LEVEL", rich_help_panel=REWRITING, help="How much is checked: off, default or thorough."
 )]  # fmt: skip

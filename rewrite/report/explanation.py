@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rewrite.gain import BYTES_PER_SECOND, FLOPS_PER_SECOND
+from rewrite.numerics import note
 from rewrite.pipeline import rules_of, step_text
 from rewrite.report.explained import explanation_text
 from rewrite.report.findings import findings_of
@@ -101,7 +102,7 @@ class Explanation:
 
 def explanation_of(
     model_name: str, steps: Sequence[Step], records: Sequence[StepRecord], whole: Work, notes: Sequence[str] = (),
-    exclude: Collection[str] = (), per_sample: bool = True,
+    exclude: Collection[str] = (), per_sample: bool = True, forbidden: Sequence[str] = (),
 ) -> Explanation:  # fmt: skip
     """The explanation of a run. What a rule said in its last step counts: what was in its way before is gone.
 
@@ -113,7 +114,9 @@ def explanation_of(
         notes: what the user should know.
         exclude: names of steps and rules that did not run.
         per_sample: whether work was counted for one sample; else for a call.
+        forbidden: names of rules that did not run because of the numerics.
     """
+    exclude = {*exclude, *forbidden}
     ran = [
         (rule, record)
         for step, record in zip(steps, records, strict=True)
@@ -126,7 +129,8 @@ def explanation_of(
     final = [record_of(record, {name for name in rules if last[name] is record}) for record in records]
     text = ", ".join(map(step_text, steps))
     out = dict.fromkeys(rule.name for step in steps for rule in rules_of(step) if rule.name not in rules)
-    left = [f"{', '.join(out)} did not run: exclude names it"] if out else []
+    named = [name for name in out if name not in forbidden]
+    left = [*([f"{', '.join(named)} did not run: exclude names it"] if named else []), *note(forbidden)]
     return Explanation(model_name, text, coverage, findings_of(final, whole), whole, (*notes, *left), per_sample)
 
 

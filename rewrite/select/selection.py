@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rewrite.events import emit
-from rewrite.offering import offers_in
+from rewrite.offering import Offer, offers_in
 from rewrite.ops import Convolution, view_as
 from rewrite.provenance import place
 from rewrite.rule import Match
@@ -82,7 +82,8 @@ class Selection:
     def __call__(self, run: StepRun) -> None:
         """Measure, decide and make what the rules of a step offer."""
         started = time.perf_counter()
-        decisions = self._decisions(run)
+        sides, converting = self._offered(run)
+        decisions = self._decisions(run.graph, sides, converting)
         self.spent += time.perf_counter() - started
         if not any(decision.rules for decision in decisions.values()):
             return
@@ -90,44 +91,49 @@ class Selection:
             self.before, self.position = run.graph.copy(), run.position
         for node, decision in decisions.items():
             for name in decision.rules:
-                self._make(run, node, name)
+                offer = sides.get(node, {}).get(name)
+                nodes = (node,) if offer is None else offer.match.nodes
+                _make(run, name, node if offer is None else offer.match.anchor, nodes)
 
-    def _decisions(self, run: StepRun) -> dict[Node, Decision]:
-        sides, converting = self._offered(run)
+    def _decisions(
+        self, graph: Graph, sides: dict[Node, dict[str, Offer]], converting: set[Node]
+    ) -> dict[Node, Decision]:
         if not sides and not converting:
             return {}
         try:
-            worlds = Worlds.of(run.graph, self.inputs)
+            worlds = Worlds.of(graph, self.inputs)
         except Exception as error:
             self.note = f"nothing was selected, for the program cannot be laid out: {type(error).__name__}: {error}"
             return {}
-        sites = self._measured(run.graph, worlds, sides)
+        sites = self._measured(graph, worlds, sides)
         if not any(node in sides or node in converting for node in sites):
             return {}
-        rates = self.target.rates
-        decisions = decide(run.graph, worlds, sites, converting, None if rates is None else rates.transposed)
+        speeds = self.target.speeds
+        decisions = decide(graph, worlds, sites, converting, None if speeds is None else speeds.converted)
         for node, decision in decisions.items():
             if node in sides or decision.rules:
                 self.choices.append(_selected(sites[node], decision))
         return decisions
 
-    def _offered(self, run: StepRun) -> tuple[dict[Node, dict[str, Fragment]], set[Node]]:
+    def _offered(self, run: StepRun) -> tuple[dict[Node, dict[str, Offer]], set[Node]]:
         """What rules offer for single operators, and the operators whose inputs a rule converts to another layout."""
-        sides: dict[Node, dict[str, Fragment]] = {}
+        sides: dict[Node, dict[str, Offer]] = {}
         converting: set[Node] = set()
         conversions = CONVERSIONS.values()
         rules = [rule for rule in run.rules if not (self.lowering.arranges and rule.name in conversions)]
         for offer in offers_in(run.graph, rules):
             if offer.rule.name in conversions:
                 converting.add(offer.match.anchor)
-            elif len(offer.match.nodes) == 1:
-                sides.setdefault(offer.match.anchor, {})[offer.rule.name] = offer.new
+            elif len(offer.match.outputs) == 1:
+                there = sides.setdefault(offer.match.outputs[0], {})
+                if all(other.match.nodes == offer.match.nodes for other in there.values()):
+                    there[offer.rule.name] = offer
         return sides, converting
 
-    def _measured(self, graph: Graph, worlds: Worlds, sides: dict[Node, dict[str, Fragment]]) -> dict[Node, Site]:
+    def _measured(self, graph: Graph, worlds: Worlds, sides: dict[Node, dict[str, Offer]]) -> dict[Node, Site]:
         """The operators that have alternatives, or whose time depends on the layout, as far as there is time."""
         sites = [
-            Site(node, {AS_IT_IS: as_it_is(node), **sides.get(node, {})})
+            Site(node, _fragments(node, sides.get(node, {})))
             for node in graph.calls()
             if node in sides or _has_layout(graph, worlds, node)
         ]
@@ -152,12 +158,21 @@ class Selection:
             self.note = f"the machine was too busy to measure {busy} of {len(sites)} operators, which stay as they are"
         return found
 
-    def _make(self, run: StepRun, node: Node, name: str) -> None:
-        rule = next(rule for rule in run.rules if rule.name == name)
-        for match in list(rule.find(run.graph, (node,))):
-            if isinstance(match, Match) and match.nodes == (node,):
-                run.apply(match, node)
-                return
+
+def _make(run: StepRun, name: str, node: Node, nodes: tuple[Node, ...]) -> None:
+    """Make what a rule finds at a node for just these nodes."""
+    rule = next(rule for rule in run.rules if rule.name == name)
+    for match in list(rule.find(run.graph, (node,))):
+        if isinstance(match, Match) and match.nodes == nodes:
+            run.apply(match, node)
+            return
+
+
+def _fragments(node: Node, offers: Mapping[str, Offer]) -> dict[str, Fragment]:
+    """What computes a value, as it is and as rules would have it."""
+    first = next(iter(offers.values()), None)
+    there = as_it_is(node) if first is None else first.old
+    return {AS_IT_IS: there, **{name: offer.new for name, offer in offers.items()}}
 
 
 def _has_layout(graph: Graph, worlds: Worlds, node: Node) -> bool:

@@ -6,6 +6,6 @@
 """
 
 from rewrite.target.measurements import Measurements
-from rewrite.target.target import Measured, Rates, Target
+from rewrite.target.target import Measured, Speeds, Target
 
-__all__ = ["Measured", "Measurements", "Rates", "Target"]
+__all__ = ["Measured", "Measurements", "Speeds", "Target"]

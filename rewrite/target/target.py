@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rewrite.events import emit
+from rewrite.gain import Rates
 from rewrite.target.machine import facts
 from rewrite.target.measurements import Measurements
 from rewrite.timing import settled
@@ -21,18 +22,16 @@ _HOPELESS = 3.0
 
 
 @dataclass(frozen=True)
-class Rates:
+class Speeds:
     """What a device does at its best.
 
     Attributes:
-        flops: floating-point operations in a second, of a large product of float32 matrices.
-        copied: bytes that a copy reads and writes in a second.
-        transposed: the same for a copy from channels first to channels last.
+        rates: of a large product of float32 matrices, and of a plain copy.
+        converted: bytes that a copy from channels first to channels last reads and writes in a second.
     """
 
-    flops: float
-    copied: float
-    transposed: float
+    rates: Rates
+    converted: float
 
 
 @dataclass(frozen=True)
@@ -97,20 +96,20 @@ class Target:
         return measured
 
     @cached_property
-    def rates(self) -> Rates | None:
-        """The rates of the device, measured once; None on a machine that is too busy to tell."""
+    def speeds(self) -> Speeds | None:
+        """The speeds of the device, measured once; None on a machine that is too busy to tell."""
         n, channels, side = 1024, 64, 128
         a = torch.randn(n, n, device=self.device)
         x = torch.randn(4, channels, side, side, device=self.device)
         y = torch.empty_like(x)
         last = torch.empty_like(x, memory_format=torch.channels_last)
         contenders = {"product": lambda: a @ a, "copy": lambda: y.copy_(x), "transpose": lambda: last.copy_(x)}
-        found = self.measure("rates", contenders)
+        found = self.measure("speeds", contenders)
         if found is None:
             return None
         moved = 2 * x.numel() * x.element_size() * 1e3
         ms = {name: max(number, 1e-6) for name, number in found.ms.items()}
-        return Rates(2e3 * n**3 / ms["product"], moved / ms["copy"], moved / ms["transpose"])
+        return Speeds(Rates(2e3 * n**3 / ms["product"], moved / ms["copy"]), moved / ms["transpose"])
 
     def _key(self, what: str) -> str:
         return f"{self.name}\n{what}"

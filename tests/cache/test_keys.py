@@ -146,9 +146,10 @@ def test_an_input_that_is_given_twice_or_is_a_weight() -> None:
         Recipe(RECIPE.pipeline, verify="thorough"),
         Recipe(RECIPE.pipeline, verify="off"),
         Recipe(RECIPE.pipeline, fuel=3),
+        Recipe(RECIPE.pipeline, numerics="elementwise"),
         Recipe(Pipeline((nets.Maximum(),))),
     ],
-    ids=["steps", "option", "exclude", "thorough", "off", "fuel", "rule"],
+    ids=["steps", "option", "exclude", "thorough", "off", "fuel", "numerics", "rule"],
 )
 def test_the_recipe(recipe: Recipe) -> None:
     assert digest(recipe=recipe) != digest()

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewrite.target import Measured, Rates, Target
+from rewrite.gain import Rates
+from rewrite.target import Measured, Speeds, Target
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Scripted(Target):
     price: Callable[[str, str], float | None] = lambda what, name: 1.0
     noise: float = 0.0
     asked: list[str] = field(default_factory=list)
-    rates = Rates(1e11, 1e10, 1e9)  # type: ignore[assignment]
+    speeds = Speeds(Rates(), 1e9)  # type: ignore[assignment]
 
     def measure(self, what: str, contenders: Mapping[str, Callable[[], Any]]) -> Measured | None:
         """The prices."""

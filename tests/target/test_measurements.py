@@ -140,13 +140,13 @@ def test_a_busy_machine_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("rewrite.target.target.settled", lambda contenders, **settings: None)
     target = Target(measurements=Measurements(tmp_path))
     assert target.measure("this", {"a": lambda: None}) is None
-    assert target.rates is None
+    assert target.speeds is None
     assert not list(tmp_path.iterdir())
 
 
-def test_rates_of_this_machine():
-    rates = Target(seconds=0.5).rates
-    assert rates is None or (rates.flops > 1e8 and rates.copied > 1e7 and rates.transposed > 1e7)
+def test_speeds_of_this_machine():
+    speeds = Target(seconds=0.5).speeds
+    assert speeds is None or (speeds.rates.flops > 1e8 and speeds.rates.bytes > 1e7 and speeds.converted > 1e7)
 
 
 def test_files_are_json(tmp_path):
