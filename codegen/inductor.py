@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codegen.binding import bound
 from codegen.packing import pack
 from rewrite import compat
 from rewrite.lowering import flat_module, run_eagerly, written_weights
@@ -61,6 +62,7 @@ class Inductor:
         Raises:
             Exception: whatever Inductor raises.
         """
+        graph = bound(graph)
         written = written_weights(graph)
         arguments = [name for name in weights if not frozen or name in written]
         taken = [i for i, name in enumerate(weights) if name in arguments]

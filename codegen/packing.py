@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from codegen.binding import is_bound
 from rewrite import compat
 from rewrite.ops import Convolution, Linear, view
 
@@ -29,7 +30,7 @@ def pack(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         found = view(node)
         packed: nn.Module | None = None
-        if isinstance(found, Convolution):
+        if isinstance(found, Convolution) and not is_bound(found):
             packed = _convolution(module, found)
         elif isinstance(found, Linear):
             packed = _linear(module, found)

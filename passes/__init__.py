@@ -46,7 +46,7 @@ from __future__ import annotations
 
 from passes.commute_pooling import AveragePoolBeforePointwise, CommutePooling
 from passes.conv1d_as_conv2d import Conv1dAsConv2d
-from passes.convert_layout import ChannelsFirst, ChannelsLast
+from passes.convert_layout import ChannelsFirst, ChannelsLast, DepthwiseChannelsFirst
 from passes.explicit_padding import ExplicitPadding
 from passes.fft_convolution import FftConvolution
 from passes.filter_basis import FilterBasis
@@ -79,7 +79,7 @@ STEPS: tuple[type[Step], ...] = (
     AveragePoolBeforePointwise, TrimKernel, PruneExact, RemoveUnreadChannels, FoldConstants,
     HoistSharedPooling, PatchesAsLinear, LinearAsConvolution, ConvolutionAsLinear, SpaceToBatch, SeparateKernel,
     FilterBasis, SplitSupport, MergeSupport, FftConvolution, ShrinkTransform, Conv1dAsConv2d, ExplicitPadding,
-    ChannelsLast, ChannelsFirst, Select,
+    ChannelsLast, ChannelsFirst, DepthwiseChannelsFirst, Select,
 )  # fmt: skip
 """Every step that pipelines can name."""
 

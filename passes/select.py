@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from passes.conv1d_as_conv2d import Conv1dAsConv2d
-from passes.convert_layout import ChannelsFirst, ChannelsLast
+from passes.convert_layout import ChannelsFirst, ChannelsLast, DepthwiseChannelsFirst
 from passes.explicit_padding import ExplicitPadding
 from passes.fft_convolution import FftConvolution
 from passes.patches_as_linear import PatchesAsLinear
@@ -23,8 +23,8 @@ class Select(ChoicePass):
     """Choose algorithms and layouts by measurement: those that together take the least time for the example.
 
     Linear layers as 1x1 convolutions, convolutions by Fourier transforms and back, over sequences as over images, with
-    padding of its own, and the layout of what convolutions read. Which are made is decided where the program is optimized
-    (``tune=``); where nothing is measured nothing is made.
+    padding of its own, and the layout of what convolutions read. Which are made is decided where the program is
+    optimized (``tune=``); where nothing is measured nothing is made.
 
     Attributes:
         every: also alternatives that seldom pay: 1x1 convolutions and patch embeddings as linear layers.
@@ -36,6 +36,6 @@ class Select(ChoicePass):
         """What is offered."""
         usual: tuple[Rule, ...] = (
             LinearAsConvolution(), Conv1dAsConv2d(), FftConvolution(saving=0.5), ShrinkTransform(), ExplicitPadding(),
-            ChannelsLast(), ChannelsFirst(),
+            ChannelsLast(), ChannelsFirst(), DepthwiseChannelsFirst(),
         )  # fmt: skip
         return (*usual, ConvolutionAsLinear(), PatchesAsLinear()) if self.every else usual

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from passes.convert_layout import is_conversion
 from passes.simplify.removal import Removal
 from rewrite.ops import Cast, Copy
 from rewrite.rule import Fidelity
@@ -27,5 +28,7 @@ class RemoveCopy(Removal):
     starts = "a copy, dropout in evaluation, or a conversion to the same dtype"
 
     def source(self, found: View) -> Node | None:
-        """The copied tensor."""
+        """The copied tensor; None for what is there for its layout."""
+        if is_conversion(found.node):
+            return None
         return found.input if isinstance(found, (Copy, Cast)) else None
