@@ -159,6 +159,7 @@ class Rewriting:
             type(self.captured.model).__name__, str(recipe.pipeline), self.records, count(original), count(self.graph),
             verdict, split, (*self.captured.notes, *self.notes), versions(),
             Sizes(original).per_sample, costs(original, self.graph),
+            () if self.selection is None else tuple(self.selection.choices),
         )  # fmt: skip
         values = recipe.value_rules(self.records)
         return Program(

@@ -65,6 +65,8 @@ def optimize(
     pipeline: opt.Steps = None,
     exclude: opt.Exclude = None,
     numerics: opt.Numerics = "default",
+    tune: opt.Tune = None,
+    budget: opt.Budget = None,
     verify: opt.Verify = "default",
     fuel: Annotated[int | None, typer.Option(
         metavar="N", show_default=False, rich_help_panel=opt.REWRITING, help="Make at most N rewrites."
@@ -110,7 +112,7 @@ def optimize(
         optimizing.run(
             terminal, subject, Part(json, diff, reproduce), optimizing.Files(save, save_plan, report),
             plan=plan, lower=lower, compare=compare, method=method, pipeline=pipeline, exclude=tuple(exclude or ()),
-            numerics=numerics, verify=verify, fuel=fuel, cache=cache,
+            numerics=numerics, tune=tune, budget=budget, verify=verify, fuel=fuel, cache=cache,
         )  # fmt: skip
 
 

@@ -52,6 +52,14 @@ Numerics = Annotated[Literal["default", "elementwise"], typer.Option(
     help="elementwise keeps out rules that do not bound the error of each element by its own terms, even where the "
          "pipeline names them; default runs them.",
 )]  # fmt: skip
+Tune = Annotated[Literal["off", "quick", "full"] | None, typer.Option(
+    metavar="NAME", show_default=False, rich_help_panel=REWRITING,
+    help="How algorithms and layouts are chosen by time: off, quick or full. Default: TORCH_REWRITE_TUNE, else quick.",
+)]  # fmt: skip
+Budget = Annotated[float | None, typer.Option(
+    metavar="SECONDS", show_default=False, rich_help_panel=REWRITING,
+    help="How long operators may be timed for that.",
+)]  # fmt: skip
 Verify = Annotated[Literal["off", "default", "thorough"], typer.Option(
     metavar="LEVEL", rich_help_panel=REWRITING, help="How much is checked: off, default or thorough."
 )]  # fmt: skip

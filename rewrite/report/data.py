@@ -18,6 +18,7 @@ from rewrite.report.json import report_data, report_fields
 from rewrite.report.refusals import Refusals, Rejections
 from rewrite.report.script import reproduction
 from rewrite.report.table import report_text, rule_names
+from rewrite.select.selected import Selected
 from rewrite.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Report:
         versions: the versions that the run depended on, by name.
         per_sample: whether arithmetic and activations were counted for one sample; else for a whole call.
         costs: the counts as formulas of the sizes that are symbolic, of a whole call; None where they were not made.
+        choices: what was decided where an operator had alternatives that were timed. Where the program with them did
+            not pay as a whole, a note says so and none was made.
     """
 
     model_name: str
@@ -55,6 +58,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     per_sample: bool = True
     costs: Costs | None = None
+    choices: tuple[Selected, ...] = ()
 
     def refusals(self, rule: str | None = None) -> Refusals:
         """The places where a rule (or any rule of a step) began to match and did not, with reason and remedy.

@@ -22,7 +22,7 @@ FORMAT = 2
 _KEYS = {"model_name": "model", "records": "steps", "model_verdict": "verification"}
 """The fields of a report that go by another name in its data."""
 
-_NEW = frozenset({"costs", "per_sample"})
+_NEW = frozenset({"choices", "costs", "per_sample"})
 """Those that data of this format may lack."""
 
 

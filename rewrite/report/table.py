@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rewrite.driver import Refused, Rejection, StepRecord
     from rewrite.report.data import Report
+    from rewrite.select.selected import Selected
     from rewrite.verdict import Verdict
 
 _HEAD = ("pass", "found", "applied", "refused", "rejected", "draws", "time")
@@ -68,11 +69,31 @@ def report_text(report: Report) -> str:
     paragraphs = [
         [f"{report.model_name}{f' ({made})' if made else ''}", *wrapped("pipeline  ", report.pipeline)],
         _passes(report.records) if report.records else [],
+        _choices(report.choices),
         _costs(report),
         [*wrapped("verification  ", _verification(report.model_verdict)), *wrapped("time  ", _split(report))],
         [line for note in report.notes for line in wrapped("note  ", note)],
     ]
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
+
+
+def _choices(choices: Sequence[Selected]) -> list[str]:
+    """What was chosen by time, equal decisions together; what stays as it is in one line."""
+    found: dict[tuple[str, tuple[tuple[str, float], ...]], int] = {}
+    left = 0
+    for choice in choices:
+        if not choice.chosen:
+            left += 1
+            continue
+        times = tuple((name or "as it is", ms) for name, ms in choice.ms.items())
+        found[choice.chosen, times] = found.get((choice.chosen, times), 0) + 1
+    lines = []
+    for (chosen, times), number in found.items():
+        said = ", ".join(f"{name} {ms:.3g}" for name, ms in times)
+        lines += wrapped("  ", f"{number} x {chosen}: {said} ms")
+    if left:
+        lines.append(f"  {left} operators with alternatives stay as they are")
+    return ["chosen by the time of each alternative", *lines] if found else []
 
 
 def _passes(records: Sequence[StepRecord]) -> list[str]:

@@ -10,7 +10,8 @@
 - :mod:`rewrite.select.trial`: the selected program against the one before
 """
 
-from rewrite.select.selection import Selected, Selection
+from rewrite.select.selected import Selected
+from rewrite.select.selection import Selection
 from rewrite.select.trial import Trial, compare
 from rewrite.select.tuning import BUDGET, Tune, Tuning
 

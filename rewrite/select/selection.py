@@ -16,6 +16,7 @@ from rewrite.ops import Convolution, view_as
 from rewrite.provenance import place
 from rewrite.rule import Match
 from rewrite.select.deciding import CONVERSIONS, Decision, decide
+from rewrite.select.selected import Selected
 from rewrite.select.sites import AS_IT_IS, Site, Stopwatch, as_it_is
 from rewrite.select.worlds import Worlds
 
@@ -30,25 +31,6 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 16
 """Bytes below which a value is converted for nothing, and an operator on it not measured for its layout."""
-
-
-@dataclass(frozen=True)
-class Selected:
-    """What was decided at one operator that had alternatives.
-
-    Attributes:
-        node, module, source: the operator.
-        chosen: the name of the rule, '' where it stays as it is.
-        ms: what each alternative takes in the layout that was chosen for its input; '' is the operator as it is.
-        noise: of the measurement, relative.
-    """
-
-    node: str
-    module: str
-    source: str
-    chosen: str
-    ms: dict[str, float]
-    noise: float
 
 
 @dataclass
