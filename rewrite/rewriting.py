@@ -138,6 +138,7 @@ class Rewriting:
         emit("selection-dropped", f"what was selected is not made: {said}", reason=said)
         plain = Rewriting.of(self.captured, replace(self.recipe, tuning=None))
         plain = plain.noting(f"what was selected by the times of its parts does not pay as a whole: {said}")
+        selection.choices = [replace(choice, chosen="") for choice in selection.choices]
         return replace(plain, selection=selection, ready=ready, compared=spent, seconds=self.seconds + plain.seconds)
 
     def program(self, verdict: Verdict | None) -> Program:

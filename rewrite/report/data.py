@@ -43,8 +43,8 @@ class Report:
         versions: the versions that the run depended on, by name.
         per_sample: whether arithmetic and activations were counted for one sample; else for a whole call.
         costs: the counts as formulas of the sizes that are symbolic, of a whole call; None where they were not made.
-        choices: what was decided where an operator had alternatives that were timed. Where the program with them did
-            not pay as a whole, a note says so and none was made.
+        choices: what was decided where an operator had alternatives that were timed; nothing, with a note, where the
+            program with what was chosen did not pay as a whole.
     """
 
     model_name: str

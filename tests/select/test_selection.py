@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from rewrite.errors import InputError
 from rewrite.ops import Convolution, Linear, view_as
 from rewrite.pipeline import Pipeline
 from rewrite.recipe import Recipe
+from rewrite.report import Report
 from rewrite.result import Program
 from rewrite.select import Trial, Tuning
 from rewrite.select.rehearsal import Rehearsal
@@ -70,6 +72,9 @@ def test_the_faster_alternative_is_made_where_it_is_faster():
     target = Scripted(price=lambda what, name: 0.5 if name == "linear-as-convolution" and "[24, 12]" in what else 1.0)
     program = made(Mlp().eval(), target)
     assert rules(program) == ["linear-as-convolution"]
+    text = str(program.report)
+    assert "1 x linear-as-convolution: as it is 1, linear-as-convolution 0.5 ms" in text
+    assert str(Report.from_dict(json.loads(json.dumps(program.report.to_dict())))) == text
     kinds = [type(found) for node in program.graph.calls() for kind in (Convolution, Linear)
              if (found := view_as(node, kind)) is not None]  # fmt: skip
     assert kinds == [Convolution, Linear]
@@ -152,6 +157,8 @@ def test_what_does_not_pay_as_a_whole_is_not_made(monkeypatch):
     program = made(Mlp().eval(), Scripted(price=lambda what, name: 0.1 if name else 1.0))
     assert not rules(program)
     assert "does not pay as a whole: 1 ms before, 1.01 ms after" in str(program.report.notes)
+    assert [choice.chosen for choice in program.report.choices] == ["", ""]
+    assert "chosen by the time" not in str(program.report)
 
 
 def test_a_comparison_that_fails_leaves_things_as_they_are(monkeypatch):
