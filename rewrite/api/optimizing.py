@@ -75,7 +75,8 @@ def optimize(
         tune: how algorithms and layouts are chosen. ``"quick"`` times what the pipeline's ``select`` offers beside what
             is there, as it is lowered and for the sizes of the example, decides for the whole program at once, and
             keeps the choice if the program is faster as a whole; ``"full"`` times each more often; ``"off"`` times
-            nothing and chooses nothing. Default: ``TORCH_REWRITE_TUNE`` of the environment, else ``"quick"``.
+            nothing and chooses nothing, as on devices other than the CPU. Default: ``TORCH_REWRITE_TUNE`` of the
+            environment, else ``"quick"``.
         budget: seconds that timing operators may take for one program, 20 for ``"quick"`` and 300 for ``"full"`` by
             default; what is not timed by then stays as it is. Comparing the whole programs lowers a second one.
         fuel: at most so many rewrites; :func:`rewrite.bisect` finds the one that makes a difference.

@@ -105,10 +105,10 @@ def _weight(graph: Graph, node: Node, value: Any) -> Any:
 
 
 def _drawn(value: Tensor) -> Tensor:
-    """A tensor like a fake one, of the same strides where these are dense."""
+    """A tensor like a fake one, of the same strides where these are dense; the caller's generator is left alone."""
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
     if value.is_floating_point() or value.is_complex():
-        return made.copy_(torch.rand(value.shape, device=value.device) * 0.1 + 0.05)
+        return made.copy_(torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.05)
     return made.zero_()
 
 

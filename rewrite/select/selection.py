@@ -72,7 +72,7 @@ class Selection:
         if self.before is None:
             self.before, self.position = run.graph.copy(), run.position
         for node, decision in decisions.items():
-            for name in decision.rules:
+            for name in () if run.out_of_fuel else decision.rules:
                 offer = sides.get(node, {}).get(name)
                 nodes = (node,) if offer is None else offer.match.nodes
                 _make(run, name, node if offer is None else offer.match.anchor, nodes)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor
+
 from rewrite.select.selection import Selection
 from rewrite.target import Target
 
@@ -49,8 +51,11 @@ class Tuning:
         machine = hashlib.sha256(self.target.name.encode()).hexdigest()[:16]
         return f"{self.tune} for {self.lowering.name} on {machine}"
 
-    def selection(self, inputs: Sequence[Any]) -> Selection:
-        """The selection for a call with these flat inputs."""
+    def selection(self, inputs: Sequence[Any]) -> Selection | None:
+        """The selection for a call with these flat inputs; None where nothing of it could be measured on the target."""
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if any(value.device.type != self.target.device.type or value.numel() == 0 for value in tensors):
+            return None
         self.target.seconds = _ONE[self.tune]
         seconds = BUDGET[self.tune] if self.budget is None else self.budget
         return Selection(inputs, self.lowering, self.target, seconds, self.progress)

@@ -253,3 +253,22 @@ def test_keys_of_programs_tell_tunings_apart():
     texts = {Recipe(steps, tuning=tuning).settings().tuning for tuning in (*tunings, None)}
     assert len(texts) == 3
     assert Recipe(Pipeline((LinearAsConvolution(),)), tuning=tunings[0]).settings().tuning == ""
+
+
+def test_an_empty_example_chooses_nothing():
+    assert Tuning(Eager(), Scripted()).selection([torch.randn(0, 3)]) is None
+    assert Tuning(Eager(), Scripted()).selection([torch.randn(2, 3, device="meta")]) is None
+
+
+def test_fuel_holds_for_choices():
+    target = Scripted(price=lambda what, name: 0.1 if name else 1.0)
+    recipe = Recipe(STEPS, fuel=1, tuning=Tuning(Eager(), target))
+    assert rules(Compiler(Mlp().eval(), recipe).compile((X,), {})) == ["linear-as-convolution"]
+
+
+def test_random_numbers_of_the_caller_are_left_alone():
+    model = Mlp().eval()
+    recipe = Recipe(STEPS, verify="off", tuning=Tuning(Eager(), Scripted()))
+    state = torch.get_rng_state()
+    Compiler(model, recipe).compile((X,), {})
+    assert torch.equal(torch.get_rng_state(), state)
