@@ -1,8 +1,9 @@
 """The optimized model on each runtime.
 
-Capture and search take most of the time of a row, and measuring algorithms most of that. So images are searched and
-tuned for Inductor once, at the first batch, and the runtimes run the program without measured choices; further batches
-run the programs that are there. Networks of sequences, and with ``each`` all, are tuned for every runtime and batch.
+Capture and search take most of the time of a row, and measuring algorithms most of that. So a model is searched at its
+first batch, and further batches run the programs that are there. Networks of images are tuned for Inductor, and the
+runtimes run the program without measured choices; networks of sequences, for which more is chosen, are tuned for each
+runtime. ``each`` tunes all for every runtime and batch.
 """
 
 from __future__ import annotations
@@ -77,11 +78,10 @@ class Ours:
 
     def _optimized(self, lower: Runtime, x: Tensor) -> tuple[OptimizedModule, str]:
         """The optimized model, and what it was tuned for."""
-        if self._tuned == "each" or x.dim() < 4:
-            return optimize(self._model, x, lower=lower), f"batch {len(x)}"
-        if lower not in self._made:
+        each = self._tuned == "each"
+        if each or lower not in self._made:
             made = self._made.get("inductor")
-            if lower == "inductor":
+            if each or lower == "inductor" or x.dim() < 4:
                 self._made[lower] = optimize(self._model, x, lower=lower), f"batch {len(x)}"
             elif made is not None and not chosen(made[0]):
                 self._made[lower] = self._again(made[0], lower), "off"
