@@ -138,6 +138,8 @@ def main(given: list[str]) -> None:
         render()
     elif not record.kept:
         print(page({"environment": harness.environment(), "rows": record.rows, "skipped": record.skipped}))
+    if record.kept and record.skipped:
+        print(f"{len(record.skipped)} rows were not measured: python -m benchmarks.cpu --missing")
     for title, (value, count) in means(record.rows).items():
         print(f"{title}: {value:.2f} (geometric mean of {count})")
 
