@@ -114,10 +114,12 @@ def _prepared(contender: Contender, truth: Tensor) -> _Ready:
     return _Ready(contender, call, facts, done - ready)
 
 
-def _reason(error: Exception) -> str:
-    """The first line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The error behind an error, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:400] if text else type(error).__name__
 
 
 def _seconds(call: Call) -> float:

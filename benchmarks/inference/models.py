@@ -56,7 +56,9 @@ def _timm(name: str, merges: bool = False) -> Network:
 
 def _paper(name: str, kind: Kind) -> Network:
     def make() -> nn.Module:
-        return models.load(name, "published", batch=1)[0]
+        model = models.load(name, "published", batch=1)[0]
+        networks.fix_flags(model)
+        return model
 
     def draw(model: nn.Module, batch: int) -> Tensor:
         return models.MODELS[name].published.draw(batch, torch.Generator().manual_seed(0))
@@ -110,7 +112,7 @@ NETWORKS: tuple[Network, ...] = (
     _timm("mixnet_s"),
     _timm("convnextv2_tiny"),
     _paper("unireplknet", "long"),
-    _gated(16384, 32, 1),
+    _gated(16384, 16, 1),
     _paper("replknet", "long"),
     _timm("convmixer_768_32"),
     _paper("sgconv", "long"),

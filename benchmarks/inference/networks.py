@@ -66,6 +66,15 @@ def by_fft(model: nn.Module) -> nn.Module:
     return model
 
 
+def fix_flags(model: nn.Module) -> None:
+    """Make the flags of SGConv numbers: ``torch.export``, which exporters use, takes no branch on a buffer's value."""
+    for module in model.modules():
+        if isinstance(module, GlobalConv):
+            done = bool(module.initialized)
+            del module.initialized
+            module.initialized = done
+
+
 class ConformerConv(nn.Module):
     """The convolution module of Conformer (Gulati et al., arXiv:2005.08100), [N, L, C] to the same."""
 
