@@ -9,9 +9,10 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # Where the GPU is, the packages are that machine's own: nothing is installed, and another version's warnings are no failure.
 GPU_LIMIT := timeout --kill-after=10 500
+INSTALL_PEERS := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint test-gpu bench bench-gpu clean
+.PHONY: help demo test test-full lint test-gpu bench bench-cpu bench-gpu clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON)):"
@@ -36,8 +37,12 @@ test-gpu: ## the GPU tests with the packages that are there; installs nothing
 	$(GPU_LIMIT) $(PYTHON) -m pytest tests/gpu -q -W default -p no:cacheprovider
 
 bench: $(STAMP) ## measurements on this machine
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(INSTALL_PEERS)
 	$(BIN)/python -m benchmarks
+
+bench-cpu: $(STAMP) ## inference against Inductor, ONNX Runtime and OpenVINO, within half an hour: benchmarks/results/cpu.md
+	$(INSTALL_PEERS)
+	$(BIN)/python -m benchmarks.cpu
 
 bench-gpu: ## measurements on the GPU with the packages that are there; installs nothing
 	$(GPU_LIMIT) $(PYTHON) -m benchmarks.gpu

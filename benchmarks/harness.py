@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    for package in ("triton", "timm"):
+    for package in ("triton", "timm", "onnxruntime", "openvino"):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
@@ -49,11 +49,11 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows with the environment to ``benchmarks/results/NAME.json``."""
+def save(name: str, rows: list[dict[str, Any]], **more: Any) -> Path:
+    """Write rows with the environment, and whatever else belongs to them, to ``benchmarks/results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"environment": environment(), **more, "rows": rows}, indent=1) + "\n")
     return path
 
 
