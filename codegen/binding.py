@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rewrite.lowering import PLANAR_WIDTH
 from rewrite.ops import Convolution, Copy, view_as
+from rewrite.provenance import origin
 
 if TYPE_CHECKING:
     from rewrite.graph import Graph
-
-WIDTH = 10
-"""Narrower kernels have faster code for channels last."""
 
 _NAME = "planar_convolution2d"
 _LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
@@ -46,7 +45,8 @@ def is_bound(conv: Convolution) -> bool:
     depthwise = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
     if copy is None or copy.layout != torch.contiguous_format or conv.dims != 2 or not depthwise:
         return False
-    return conv.batched and conv.kernel[-1] >= WIDTH and all(low == high for low, high in conv.padding)
+    made = origin(copy.node) is not None  # copies of the model's own say nothing of what is faster
+    return made and conv.batched and conv.kernel[-1] >= PLANAR_WIDTH and all(low == high for low, high in conv.padding)
 
 
 def bound(graph: Graph) -> Graph:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class OpenVINO(Runtime):
     """Runs graphs in OpenVINO, in float32.
 
-    It computes 64-bit integers in 32 bits and float64 in float32: indices are right, and programs in float64 are not.
+    It computes 64-bit integers in 32 bits, which indices are right with, and float64 in float32, so that programs with
+    float64 are not for it.
     """
 
     name = "OpenVINO"
@@ -30,7 +31,6 @@ class OpenVINO(Runtime):
     # NumPy, through which memory is shared, has no bfloat16
     dtypes = frozenset((
         torch.float32, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.float16,
-        torch.float64,
     ))  # fmt: skip
 
     def load(self, path: Path, arguments: Sequence[Facts], results: Sequence[Facts]) -> Session:
@@ -73,7 +73,7 @@ class _Request:
         for i, tensor in enumerate(results):
             request.set_output_tensor(i, self._wrap(tensor.numpy(), shared_memory=True))
         request.infer()
-        # else the request keeps the caller's memory
+        # else the request points at memory that may be gone
         for i, own in enumerate(self._arguments):
             request.set_input_tensor(i, own)
         for i, own in enumerate(self._results):

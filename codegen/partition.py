@@ -33,7 +33,7 @@ class Facts:
 
     def empty(self) -> Tensor:
         """New memory for such a tensor."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
 
 
 class Reference(fx.Interpreter):

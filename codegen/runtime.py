@@ -89,18 +89,21 @@ class Runtime(ABC):
         order = tuple(weights)
         if compat.is_any_autocast():  # whose dtypes an exported program does not follow
             return run_eagerly(graph, order)
-        # a runtime that writes to its arguments is to be found out here
         examples = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
         reference = Reference(graph, weights)
-        expected = reference.outputs(examples)
+        expected = [value.clone() if isinstance(value, Tensor) else value for value in reference.outputs(examples)]
         baked = set(order).difference(written_weights(graph)) if frozen else set()
         run = self._executable(graph, weights, examples, reference, baked)
         if run is None:
             return run_eagerly(graph, order)
+        given = [tensor.clone() for tensor in weights.values()]
         with torch.no_grad():
-            wrong = disagreement(run(examples, list(weights.values())), expected)
+            found = run(examples, given)
+        wrong = disagreement(found, expected)
         if wrong:
             raise LoweringError(f"on the example {self.name} {wrong}; pass another lower=")
+        if disagreement(examples, inputs) or disagreement(given, list(weights.values())):
+            raise LoweringError(f"{self.name} writes to its arguments; pass another lower=")
         return run
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
@@ -152,7 +155,7 @@ class Runtime(ABC):
         head, takes = extract(graph, fresh, arguments, numbers, weights)
         if not fresh or any(0 in facts[node].shape for node in (*takes, *fresh)):
             return None
-        for node in (*takes, *fresh):
+        for node in facts:
             if facts[node].dtype not in self.dtypes:
                 raise LoweringError(f"{self.name} has no {facts[node].dtype}, which '{node.name}' is; convert it")
         places = _places(graph, tuple(weights))

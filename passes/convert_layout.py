@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes.convolve import convolution_refusal
+from rewrite.lowering import PLANAR_WIDTH
 from rewrite.ops import Convolution, view_as
 from rewrite.provenance import origin
 from rewrite.rule import Fidelity, Match, Miss, Rule
@@ -90,13 +91,13 @@ class DepthwiseChannelsFirst(ChannelsFirst):
     out all convolutions alike, so this one is bound to what it reads when the program is lowered.
 
     Attributes:
-        width: the least size of the kernel along its last dimension.
+        width: the least size of the kernel along its last dimension; compiled code binds none below the default.
     """
 
     choice = True
     starts = "a depthwise convolution with a wide kernel"
 
-    width: int = 10
+    width: int = PLANAR_WIDTH
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """One match or miss for each depthwise convolution over images with a wide kernel among ``dirty``."""

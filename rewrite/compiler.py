@@ -16,6 +16,7 @@ from rewrite.result.reading import constants_of
 from rewrite.revival import revive
 from rewrite.rewriting import Rewriting
 from rewrite.trace import capture, check_model, method_of, unwrap
+from rewrite.trying import tried
 from rewrite.verify import sample_of, verify_whole
 
 if TYPE_CHECKING:
@@ -63,14 +64,22 @@ class Compiler:
         object.__setattr__(self, "model", unwrap(self.model))
         check_model(self.model, self.training)
 
-    def compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def compile(self, args: tuple[Any, ...], kwargs: dict[str, Any], tuned: bool = True) -> Program:
         """The verified program for this example call.
+
+        Args:
+            args, kwargs: the example.
+            tuned: choose algorithms and layouts by measurement, as the recipe says.
 
         Raises:
             InputError, CaptureError: the call, or what the model does with it.
             PlanError: the plan is not for the first program.
             VerificationError: the program as a whole is not equal to the model.
         """
+        if not tuned and self.recipe.tuning is not None:
+            untuned = replace(self, recipe=replace(self.recipe, tuning=None))
+            object.__setattr__(untuned, "_begun", self._begun)
+            return untuned.compile(args, kwargs)
         started = time.perf_counter()
         entry = None if self.cache is None else self.cache.entry(self.model, self.recipe, args, kwargs)
         program = None if entry is None else self._restore(entry, args, kwargs, started)
@@ -110,7 +119,7 @@ class Compiler:
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any], identity: str | None) -> Program:
         captured = capture(self.model, args, kwargs, training=self.training)
-        rewriting = self._rewriting(captured).tried()
+        rewriting = tried(self._rewriting(captured))
         verdict = None
         if self.recipe.verify != "off":
             verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)

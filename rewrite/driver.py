@@ -261,6 +261,15 @@ class StepRun:
         """Whether no further rewrite may be made."""
         return self._driver.out_of_fuel
 
+    @property
+    def exclude(self) -> frozenset[str]:
+        """Names of rules and steps, and paths of modules, that are left alone."""
+        return self._driver.exclude
+
+    def applies(self, match: Match, node: Node) -> bool:
+        """Make a match as :meth:`apply` does; whether it was made."""
+        return isinstance(self.apply(match, node), Applied)
+
     def apply(self, match: Match, node: Node) -> Applied | Miss | Failed:
         """Make a match that its rule found when it was asked at ``node``, and record what becomes of it."""
         outcome = self._driver.applier.apply(match, self._driver.commits + 1, self._admitted)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+PLANAR_WIDTH = 10
+"""The columns from which depthwise kernels may have faster code for channels first than for channels last, on a CPU."""
+
 _FUNCTIONAL_NORM = aten._native_batch_norm_legit_functional.default
 
 Executable = Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]]

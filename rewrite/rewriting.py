@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rewrite.alone import alone
 from rewrite.cost import count
 from rewrite.errors import RuleError
-from rewrite.events import emit
 from rewrite.flops import Sizes
 from rewrite.listener import Listener
 from rewrite.numerics import note as numerics_note
-from rewrite.pipeline import Pipeline, rules_of
+from rewrite.pipeline import rules_of
 from rewrite.plan import Plan
-from rewrite.recipe import Recipe
 from rewrite.report import Report
-from rewrite.result import Program, Ready
-from rewrite.select import compare
+from rewrite.result import Program
 from rewrite.strides import note as strides_note
 from rewrite.symbolic import costs
 from rewrite.verify.sizes import batch_symbols
@@ -28,6 +25,8 @@ from rewrite.versions import versions
 if TYPE_CHECKING:
     from rewrite.driver import Commit, StepRecord
     from rewrite.graph import Graph
+    from rewrite.recipe import Recipe
+    from rewrite.result import Ready
     from rewrite.select import Selection
     from rewrite.trace import Capture
     from rewrite.verdict import Verdict
@@ -66,6 +65,8 @@ class Rewriting:
         selection: what was chosen; None where nothing was to be.
         ready: the program lowered for the example, where that has been done already.
         compared: seconds that the comparison with the program without choices took.
+        verified: seconds that the verification of matches took of which there is no record any more.
+        tentative: why another process should choose anew, '' where it need not.
     """
 
     captured: Capture
@@ -77,6 +78,8 @@ class Rewriting:
     selection: Selection | None = None
     ready: Ready | None = None
     compared: float = 0.0
+    verified: float = 0.0
+    tentative: str = ""
 
     @classmethod
     def of(cls, captured: Capture, recipe: Recipe) -> Rewriting:
@@ -96,7 +99,7 @@ class Rewriting:
             records = replace(recipe, listeners=(*recipe.listeners, watch)).apply(graph, selection)
         notes = () if recipe.plan is None else ("the rewrites are those of a plan, and nothing else was looked for",)
         notes = (*notes, *numerics_note(recipe.forbidden), *_cautions(recipe, records), *strides_note(graph))
-        notes = (*notes, *((selection.note,) if selection is not None and selection.note else ()))
+        notes = (*notes, *(() if selection is None else selection.notes))
         return cls(captured, recipe, graph, records, time.perf_counter() - started, notes, selection)
 
     @property
@@ -113,33 +116,10 @@ class Rewriting:
         """The same with one more note."""
         return replace(self, notes=(*self.notes, note))
 
-    def tried(self) -> Rewriting:
-        """The same if its choices pay, compared as a whole with the program without them, else that program."""
-        selection, tuning = self.selection, self.recipe.tuning
-        if selection is None or selection.before is None or tuning is None:
-            return self
-        started = time.perf_counter()
-        try:
-            with alone:
-                steps = self.recipe.pipeline.steps[selection.position + 1 :]
-                before = Recipe(Pipeline(steps), self.recipe.exclude, "off")
-                before.apply(selection.before)
-            trial = compare(selection.before, self.graph, self.captured.flat_inputs, tuning.lowering)
-        except Exception as error:  # the compiler is not ours; without its word nothing is chosen
-            said, trial = f"{type(error).__name__}: {error}", None
-        else:
-            said = str(trial)
-        spent = self.compared + time.perf_counter() - started
-        name, inputs = tuning.lowering.name, self.captured.flat_inputs
-        ready = None if trial is None or not tuning.lowering.freezes else Ready.of(trial.run, name, inputs)
-        if trial is not None and trial.pays:
-            note = f"algorithms and layouts were chosen by measurement on {name}: {said}"
-            return replace(self.noting(note), ready=ready, compared=spent)
-        emit("selection-dropped", f"what was selected is not made: {said}", reason=said)
-        plain = Rewriting.of(self.captured, replace(self.recipe, tuning=None))
-        plain = plain.noting(f"what was selected by the times of its parts does not pay as a whole: {said}")
-        selection.choices = [replace(choice, chosen="") for choice in selection.choices]
-        return replace(plain, selection=selection, ready=ready, compared=spent, seconds=self.seconds + plain.seconds)
+    @property
+    def matching(self) -> float:
+        """Seconds that the verification of matches took."""
+        return self.verified + sum(record.verify_seconds for record in self.records)
 
     def program(self, verdict: Verdict | None) -> Program:
         """The program with its report.
@@ -147,7 +127,7 @@ class Rewriting:
         Args:
             verdict: what the comparison of the whole model said, None where it was not made.
         """
-        matching = sum(record.verify_seconds for record in self.records)
+        matching = self.matching
         chosen = 0.0 if self.selection is None else self.selection.spent
         split = {
             "capture": self.captured.seconds,
@@ -165,7 +145,7 @@ class Rewriting:
         values = recipe.value_rules(self.records)
         return Program(
             self.graph, report, values, self.captured.one_row, split, self.plan, decided=self.captured.decided,
-            ready=self.ready,
+            tentative=self.tentative, ready=self.ready,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Timing that survives a shared machine: interleaved rounds, medians, and an A/A pair that shows the noise.
 
-Every contender runs once in each round, in an order that rotates, so that a slow minute hits all of them. The first
+Every contender runs once in each round, in an order that changes, so that a slow minute hits all of them. The first
 contender runs twice in each round under two names; how far its two medians differ is the noise of the measurement, and
 ratios closer to one than that mean nothing.
 """
@@ -8,6 +8,7 @@ ratios closer to one than that mean nothing.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -51,12 +52,13 @@ def interleave(
     for _ in range(warmup):
         for _, call in entries:
             call()
+    shuffled = random.Random(0)
     started = time.perf_counter()
     for index in range(rounds):
         if index >= 5 and time.perf_counter() - started > seconds:
             break
-        shift = index % len(entries)
-        for name, call in entries[shift:] + entries[:shift]:
+        # what runs before a contender leaves caches and threads as they are, so nobody has the same one always
+        for name, call in shuffled.sample(entries, len(entries)):
             _synchronize()
             begin = time.perf_counter()
             call()

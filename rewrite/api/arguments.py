@@ -216,8 +216,10 @@ TUNE = "TORCH_REWRITE_TUNE"
 """The environment variable that stands for ``tune=`` where it is not given."""
 
 
-def tuning_of(tune: str | None, budget: float | None, lowering: Lowering | None) -> Tuning | None:
+def tuning_of(tune: str | None, budget: float | None, lowering: Lowering | None, cached: bool = True) -> Tuning | None:
     """How algorithms and layouts are chosen; None where nothing is measured.
+
+    Measurements are kept between processes if ``cached``.
 
     Raises:
         InputError: an unknown ``tune``, or a budget that is no number of seconds.
@@ -232,7 +234,7 @@ def tuning_of(tune: str | None, budget: float | None, lowering: Lowering | None)
         raise InputError(f"budget={budget!r} is no number of seconds; pass one that is not negative, or None")
     if tune == "off" or lowering is None:
         return None
-    cache = default_cache()
+    cache = default_cache() if cached else None
     directory = None if cache is None else cache.directory / "measurements"
     target = Target(measurements=Measurements(directory))
     return Tuning(lowering, target, "full" if tune == "full" else "quick", budget, Progress("measuring operators"))

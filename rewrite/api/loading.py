@@ -144,7 +144,7 @@ def _compiler(model: nn.Module, settings: Settings) -> Callable[[tuple[Any, ...]
     except PipelineError as error:
         reason = str(error)
 
-        def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        def refuse(args: tuple[Any, ...], kwargs: dict[str, Any], tuned: bool = True) -> Program:
             raise InputError(
                 f"no saved program takes this call, and others cannot be made: {reason}; optimize the model instead"
             )

@@ -78,7 +78,7 @@ def optimize(
             nothing and chooses nothing, as on devices other than the CPU. Default: ``TORCH_REWRITE_TUNE`` of the
             environment, else ``"quick"``.
         budget: seconds that timing operators may take for one program, 20 for ``"quick"`` and 300 for ``"full"`` by
-            default; what is not timed by then stays as it is. Comparing the whole programs lowers a second one.
+            default; what is not timed by then stays as it is. To compare the whole programs a second one is lowered.
         fuel: at most so many rewrites; :func:`rewrite.bisect` finds the one that makes a difference.
         plan: the plan of an earlier result, or its JSON: its rewrites are made again, with its pipeline and exclusions,
             and nothing is searched. Each of them, and the whole model, is still verified as ``verify`` says. The first
@@ -95,8 +95,8 @@ def optimize(
             compiles; ``"eager"`` compiles nothing, and such a call runs operator by operator (sizes that no program
             takes are captured all the same); ``"error"`` raises an ``InputError`` before anything is done. Without an
             example the first call decides.
-        cache: use programs that an earlier process made of the same model, and keep this one for later processes. They
-            are checked against the model as new ones are.
+        cache: use programs and measurements that an earlier process made, and keep these for later ones. Programs are
+            checked against the model as new ones are.
 
     Returns:
         A module with the model's signature and ``state_dict``, and with ``report``, ``graph_module``, ``warmup()`` and
@@ -118,7 +118,7 @@ def optimize(
     model = bound(unwrap(model), method)
     lowering = lowering_of(lower)
     recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, numerics=numerics,
-                       listeners=tuple(listeners), tuning=tuning_of(tune, budget, lowering))  # fmt: skip
+                       listeners=tuple(listeners), tuning=tuning_of(tune, budget, lowering, cache))  # fmt: skip
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None, remark=unfolded_note)
     result = OptimizedModule(model, compiler.compile, lowering, shapes=Shapes(on_new_shape))
     if given:

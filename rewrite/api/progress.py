@@ -20,7 +20,7 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Show the bar, on a terminal."""
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():  # a program without a console has none
             return
         if self._bar is None:
             from rich.console import Console

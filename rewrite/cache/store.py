@@ -109,6 +109,9 @@ class Entry:
         if program.decided:
             self._off(f"forward decides on the value of '{next(iter(program.decided))}', which no key has")
             return
+        if program.tentative:
+            self._off(program.tentative)
+            return
         if program.identity is None:
             self._off("it draws random numbers, which no comparison checks")
             return

@@ -43,7 +43,8 @@ class Engine:
     Args:
         source: the model.
         root: the result, as a tree of tensors.
-        compile_program: captures, rewrites and verifies the model for an example call.
+        compile_program: captures, rewrites and verifies the model for an example call: ``(args, kwargs)``, and False
+            where nothing is to be measured for it.
         lowering: runs graphs; None runs them operator by operator.
         shapes: the calls that it is ready for.
     """
@@ -52,7 +53,7 @@ class Engine:
         self,
         source: nn.Module,
         root: Mirror,
-        compile_program: Callable[[tuple[Any, ...], dict[str, Any]], Program],
+        compile_program: Callable[..., Program],
         lowering: Lowering | None,
         shapes: Shapes,
     ):
@@ -94,7 +95,7 @@ class Engine:
         """Find or make the plan for a call; other threads that need one wait."""
         with self._lock:
             compiles = self.shapes.compiles(*call.flatten(args, kwargs))
-            special = self.specialize(args, kwargs)
+            special = self.specialize(args, kwargs, tuned=compiles and not key[1])
             snapshot = self._snapshot
             plan = snapshot.plans.get(key)
             if plan is None:
@@ -170,7 +171,7 @@ class Engine:
             if special is None:
                 if torch.compiler.is_exporting() or any(map(compat.is_stand_in, flat)):
                     raise recording.refusal(flat)
-                special = self.specialize(args, kwargs)
+                special = self.specialize(args, kwargs, tuned=False)
             return special, self._snapshot.weights[special]
 
     def prepare(self) -> None:
@@ -183,15 +184,16 @@ class Engine:
 
     # -- programs -----------------------------------------------------------------------------------------------------
 
-    def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Specialization:
-        """The program for a call, captured if there is none."""
+    def specialize(self, args: tuple[Any, ...], kwargs: dict[str, Any], tuned: bool = True) -> Specialization:
+        """The program for a call, captured if there is none; not ``tuned`` where it will not be lowered."""
         autocast = compat.is_any_autocast()
         with self._lock, neutral():
             self.refresh()
             special = self._find(*call.flatten(args, kwargs), autocast)
             if special is not None:
                 return special
-            return self.adopt(self._compile_program(*self._ownership.example(args, kwargs, autocast)))
+            example = self._ownership.example(args, kwargs, autocast)
+            return self.adopt(self._compile_program(*example, *(() if tuned else (False,))))
 
     def _find(self, flat: list[Any], structure: call.Tree, autocast: bool) -> Specialization | None:
         """The program for a call, None where there is none."""
@@ -210,6 +212,7 @@ class Engine:
                 folded = {name: program.graph.weights[name] for name in special.folded}
             else:
                 special = self._refit(special) or special
+                special.ready = None  # it was lowered with the weights of the model
             weights = {**previous.weights, special: self._weights(special, folded)}
             self._snapshot = Snapshot(watch, weights, dict(previous.plans))
             # the watch from before the capture tells of a change since

@@ -61,7 +61,8 @@ class OptimizedModule(Runnable, Mirror):
 
     Args:
         source: the model, in evaluation mode; never changed.
-        compile_program: captures, rewrites and verifies the model for the arguments of an example call.
+        compile_program: captures, rewrites and verifies the model for the arguments of an example call, and False
+            where nothing is to be measured for it.
         lowering: runs graphs; None runs them operator by operator.
         programs: the programs of the model that exist already.
         private: nobody else has the model, so the result takes its tensors over and leaves it none.
@@ -76,7 +77,7 @@ class OptimizedModule(Runnable, Mirror):
     def __init__(
         self,
         source: nn.Module,
-        compile_program: Callable[[tuple[Any, ...], dict[str, Any]], Program],
+        compile_program: Callable[..., Program],
         lowering: Lowering | None = None,
         programs: Iterable[Program] = (),
         private: bool = False,

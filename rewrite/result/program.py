@@ -26,21 +26,26 @@ class Ready:
     Attributes:
         run: takes the call.
         lowering: the name of what lowered it.
+        seconds: what that took.
         inputs: the flat inputs of the call; tensors as their sizes, strides, dtype and device.
+        threads: how many torch had.
     """
 
     run: Executable
     lowering: str
+    seconds: float
     inputs: tuple[Any, ...]
+    threads: int
 
     @classmethod
-    def of(cls, run: Executable, lowering: str, flat: Sequence[Any]) -> Ready:
-        """For these flat inputs."""
-        return cls(run, lowering, tuple(map(_kind, flat)))
+    def of(cls, run: Executable, lowering: str, seconds: float, flat: Sequence[Any]) -> Ready:
+        """For these flat inputs, without autocast."""
+        return cls(run, lowering, seconds, tuple(map(_kind, flat)), torch.get_num_threads())
 
     def takes(self, lowering: str, flat: Sequence[Any]) -> bool:
-        """Whether it is what ``lowering`` would make for these flat inputs."""
-        return self.lowering == lowering and self.inputs == tuple(map(_kind, flat))
+        """Whether it is what ``lowering`` would make now for these flat inputs."""
+        now = lowering, torch.get_num_threads(), tuple(map(_kind, flat))
+        return now == (self.lowering, self.threads, self.inputs) and not compat.is_any_autocast()
 
 
 def _kind(value: Any) -> Any:
@@ -72,6 +77,7 @@ class Program:
         standalone: whether the folded values are all there is: what they were computed from is gone.
         decided: the buffers on whose values Python decided in forward, and these values. While one has another value,
             the program is not that of the model.
+        tentative: why another process should choose anew what was chosen here, '' where it need not.
         ready: the program lowered, frozen, for the example and the present weights, where that has been done.
     """
 
@@ -87,6 +93,7 @@ class Program:
     identity: str | None = None
     standalone: bool = False
     decided: Mapping[str, Tensor] = field(default_factory=dict)
+    tentative: str = ""
     ready: Ready | None = None
 
     def other_decision(self, find: Callable[[str], Tensor | None]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch.fx import Node
 
 from rewrite.select.energy import NEVER, Energy
 from rewrite.select.sites import AS_IT_IS
-from rewrite.select.worlds import LAYOUTS, Layout, Worlds, order
+from rewrite.select.worlds import LAYOUTS, Layout, Worlds, order, recorded_order
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -91,8 +92,10 @@ class _Problem:
         return round(2e9 * self.worlds.bytes(value) / self.rate)
 
     def variables(self, node: Node) -> list[Node]:
-        """The operands that have a layout."""
-        return [operand for operand in node.all_input_nodes if self.worlds.differs(operand)]
+        """The operands that have a layout; of one of several results, those of what gives them."""
+        source = node.args[0] if node.target is operator.getitem else node
+        assert isinstance(source, Node)
+        return [operand for operand in source.all_input_nodes if self.worlds.differs(operand)]
 
     def site(self, site: Site, converts: bool) -> None:
         node, operands = site.node, self.variables(site.node)
@@ -148,9 +151,10 @@ class _Problem:
         """What is returned has the strides that were recorded, and is copied where it would have others."""
         for value in self.graph.outputs:
             if isinstance(value, Node) and self.worlds.differs(value):
-                wanted = Layout.FIRST if value.meta["val"].is_contiguous() else Layout.LAST
-                costs = [self.conversion(value) * (layout is not wanted) for layout in LAYOUTS]
-                self.energy.add(value, *costs)
+                wanted = recorded_order(value.meta["val"])
+                ways = [order(self.worlds.value(value, layout)) for layout in LAYOUTS]
+                if wanted in ways:
+                    self.energy.add(value, *(self.conversion(value) * (way != wanted) for way in ways))
 
     def decision(self, site: Site, labels: Mapping[object, int]) -> Decision:
         node = site.node
@@ -158,11 +162,10 @@ class _Problem:
         source = Layout(labels[port]) if port is not None else Layout.FIRST
         result = Layout(labels[node]) if self.worlds.differs(node) else None
         name = self.best(site, source, result) or AS_IT_IS
-        rules = (name,) if name else ()
-        if port == ("port", node) and not name:
-            operands = self.variables(node)
-            rules = (CONVERSIONS[source],) if any(labels[operand] != source for operand in operands) else ()
-        return Decision(rules, source, name)
+        converts = port == ("port", node) and any(labels[operand] != source for operand in self.variables(node))
+        if converts and site.costs[source][AS_IT_IS].layout in (None, result):
+            return Decision((CONVERSIONS[source],), source, AS_IT_IS)
+        return Decision((name,) if name else (), source, name)
 
 
 def _is_pointwise(node: Node) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.fx import GraphModule
 
 from rewrite import compat, printer
+from rewrite.provenance import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,6 +82,7 @@ def rehearsal(graph: Graph, fragment: Fragment, values: Mapping[Node, Any]) -> R
                         mapping[argument] = _attribute(nodes, attributes, known[argument])
                 args, kwargs = fx.map_arg((node.args, node.kwargs), mapping.__getitem__)
                 mapping[node] = nodes.create_node("call_function", node.target, args, kwargs)
+                mapping[node].meta.update({KEY: node.meta[KEY]} if KEY in node.meta else {})
     nodes.output(tuple(mapping[node] for node in fragment.outputs))
     module = GraphModule(attributes, nodes)
     _record(module, inputs)
@@ -105,8 +107,10 @@ def _weight(graph: Graph, node: Node, value: Any) -> Any:
 
 
 def _drawn(value: Tensor) -> Tensor:
-    """A tensor like a fake one, of the same strides where these are dense; the caller's generator is left alone."""
-    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    """A tensor like a fake one, of the same strides unless elements share memory; no generator of others is used."""
+    shared = any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True))
+    strides = torch.empty(value.shape, device="meta").stride() if shared else value.stride()
+    made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
     if value.is_floating_point() or value.is_complex():
         return made.copy_(torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.05)
     return made.zero_()

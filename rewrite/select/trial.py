@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,19 @@ class Trial:
         before, after: milliseconds of a call, as it was and as it was selected; None where nothing could be measured.
         noise: by how much the first differed from itself, relatively.
         run: the faster one, lowered for the call.
+        lowering: the seconds that lowering it took.
     """
 
     before: float | None
     after: float | None
     noise: float
     run: Executable
+    lowering: float = 0.0
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are times."""
+        return self.before is not None
 
     @property
     def pays(self) -> bool:
@@ -52,18 +60,22 @@ def compare(before: Graph, after: Graph, inputs: Sequence[Any], lowering: Loweri
     Raises:
         Exception: whatever the lowering raises.
     """
-    runs = [lowered(graph, inputs, lowering) for graph in (before, after)]
+    runs, seconds = [], []
+    for graph in (before, after):
+        started = time.perf_counter()
+        runs.append(_lowered(graph, inputs, lowering))
+        seconds.append(time.perf_counter() - started)
     calls = {name: _bound(*entry, inputs) for name, entry in zip(("before", "after"), runs, strict=True)}
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         found = settled(calls, rounds=9, seconds=_SECONDS)
     if found is None:
-        return Trial(None, None, 0.0, runs[0][0])
+        return Trial(None, None, 0.0, runs[0][0], seconds[0])
     ms = {name: timing.median for name, timing in found.timings.items()}
-    trial = Trial(ms["before"], ms["after"], found.noise, runs[0][0])
-    return Trial(trial.before, trial.after, trial.noise, runs[trial.pays][0])
+    pays = Trial(ms["before"], ms["after"], found.noise, runs[0][0]).pays
+    return Trial(ms["before"], ms["after"], found.noise, runs[pays][0], seconds[pays])
 
 
-def lowered(graph: Graph, inputs: Sequence[Any], lowering: Lowering) -> tuple[Executable, list[torch.Tensor]]:
+def _lowered(graph: Graph, inputs: Sequence[Any], lowering: Lowering) -> tuple[Executable, list[torch.Tensor]]:
     """A program lowered for a call, and the weights that it takes."""
     weights = {name: graph.weights[name].detach() for name in weight_order(graph)}
     if not lowering.freezes:

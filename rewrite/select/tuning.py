@@ -20,7 +20,8 @@ Tune = Literal["off", "quick", "full"]
 BUDGET: dict[str, float] = {"quick": 20.0, "full": 300.0}
 """Seconds that measuring the operators of a program may take unless the user says otherwise."""
 
-_ONE = {"quick": 0.5, "full": 3.0}
+_ONE = {"quick": (0.5, 7), "full": (5.0, 40)}
+"""Seconds and rounds for one operator."""
 
 
 def _silent(done: int, total: int) -> None:
@@ -49,13 +50,17 @@ class Tuning:
     def identity(self) -> str:
         """What a choice depends on, as text: equal in processes that choose alike."""
         machine = hashlib.sha256(self.target.name.encode()).hexdigest()[:16]
-        return f"{self.tune} for {self.lowering.name} on {machine}"
+        return f"{self.tune} in {self.seconds:g} s for {self.lowering.name} on {machine}"
+
+    @property
+    def seconds(self) -> float:
+        """How long measuring the operators of a program may take."""
+        return BUDGET[self.tune] if self.budget is None else self.budget
 
     def selection(self, inputs: Sequence[Any]) -> Selection | None:
         """The selection for a call with these flat inputs; None where nothing of it could be measured on the target."""
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if any(value.device.type != self.target.device.type or value.numel() == 0 for value in tensors):
             return None
-        self.target.seconds = _ONE[self.tune]
-        seconds = BUDGET[self.tune] if self.budget is None else self.budget
-        return Selection(inputs, self.lowering, self.target, seconds, self.progress)
+        self.target.seconds, self.target.rounds = _ONE[self.tune]
+        return Selection(inputs, self.lowering, self.target, self.seconds, self.progress)

@@ -79,6 +79,17 @@ def order(tensor: Tensor) -> tuple[int, ...]:
     return tuple(sorted(dims, key=strides.__getitem__, reverse=True))
 
 
+def recorded_order(recorded: Tensor) -> tuple[int, ...]:
+    """The same of a recorded value, whose sizes may be symbolic: for those of the example that it was recorded with."""
+    sizes, strides = ([_number(n) for n in given] for given in (recorded.shape, recorded.stride()))
+    dims = [dim for dim in range(len(sizes)) if sizes[dim] != 1]
+    return tuple(sorted(dims, key=strides.__getitem__, reverse=True))
+
+
+def _number(size: Any) -> int:
+    return compat.hint(size) if isinstance(size, torch.SymInt) else int(size)
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """A tensor ``[N, C, *size]`` with its channels innermost in memory: itself, or a copy."""
     dims = tensor.dim()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from rewrite.versions import __version__
+
 _LIBRARIES = ("triton", "onnxruntime", "openvino")
 
 
@@ -22,6 +24,7 @@ def facts(device: torch.device) -> dict[str, str]:
         "mkldnn": str(torch.backends.mkldnn.enabled),
         "matmul": torch.get_float32_matmul_precision(),
         "torch": torch.__version__,
+        "torch-rewrite": __version__,  # whose kernels are timed
     }
     for name in ("OMP_NUM_THREADS", "KMP_AFFINITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"):
         found[name] = os.environ.get(name, "")

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from typing import Any
 FORMAT = 1
 LIMIT = 20_000
 """How many files a directory may hold; a network has some dozens."""
+
+_ABANDONED = 3600.0
+"""Seconds after which nobody writes a file any more."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Measurements:
     directory: Path | None = None
     known: dict[str, Mapping[str, float]] = field(default_factory=dict)
     _told: bool = False
+    _swept: bool = False
 
     def read(self, key: str) -> Mapping[str, float] | None:
         """The numbers kept for a key, None where there are none that can be used."""
@@ -62,7 +67,9 @@ class Measurements:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             _write(self._path(key), text)
-            self._drop_oldest()
+            if not self._swept:
+                self._swept = True
+                self._sweep()
         except OSError as error:
             self._tell(f"measurements cannot be kept in '{self.directory}': {error}")
 
@@ -75,16 +82,18 @@ class Measurements:
             self._told = True
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-    def _drop_oldest(self) -> None:
+    def _sweep(self) -> None:
+        """Delete the oldest where there are too many, and what a process left that was killed while it wrote."""
         assert self.directory is not None
-        files = [path for path in self.directory.iterdir() if path.suffix == ".json"]
-        if len(files) <= LIMIT:
-            return
         ages: list[tuple[float, Path]] = []
-        for path in files:
+        for path in self.directory.iterdir():
             with contextlib.suppress(OSError):
                 ages.append((path.stat().st_mtime, path))
-        for _, path in sorted(ages)[: len(files) - LIMIT + LIMIT // 10]:
+        kept = [(age, path) for age, path in sorted(ages) if path.suffix == ".json"]
+        old = [path for age, path in ages if path.suffix == ".tmp" and age < time.time() - _ABANDONED]
+        if len(kept) > LIMIT:
+            old += [path for _, path in kept[: len(kept) - LIMIT + LIMIT // 10]]
+        for path in old:
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -23,6 +23,8 @@ def tensor(*values: float, dtype: torch.dtype = torch.float32) -> Tensor:
     (tensor(NAN), tensor(NAN)),
     (tensor(1.01, dtype=torch.float16), tensor(1, dtype=torch.float16)),
     (tensor(1, 2, dtype=torch.int64), tensor(1, 2, dtype=torch.int64)),
+    (tensor(1 + 1e-6j, dtype=torch.complex64), tensor(1, dtype=torch.complex64)),
+    (torch.arange(2000), torch.arange(2000).index_fill(0, torch.tensor(7), -1)),  # rounding may decide on one
     (tensor(), tensor()),
     (None, None), (3, 3),
 ])  # fmt: skip
@@ -39,6 +41,8 @@ def test_agreement(found: Any, wanted: Any) -> None:
     (tensor(1, INF), tensor(1, -INF), "1 of 2 values are NaN"),
     (tensor(NAN), tensor(INF), "1 of 1 values are NaN"),
     (tensor(1, 2, dtype=torch.int64), tensor(1, 3, dtype=torch.int64), "1 of 2 values differ"),
+    (torch.arange(900), torch.arange(900).index_fill(0, torch.tensor(7), -1), "1 of 900 values differ"),
+    (tensor(1 + 0.01j, dtype=torch.complex64), tensor(1, dtype=torch.complex64), "the error is 1.00e-02"),
     (tensor(1), tensor(1, dtype=torch.float64), "torch.float32 [1] in place of torch.float64 [1]"),
     (tensor(1), tensor(1, 2), "[1] in place of"),
     (torch.ones(2, 3).t(), torch.ones(3, 2), "strides (1, 3) in place of (2, 1)"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import rewrite
-from codegen import OnnxRuntime, OpenVINO
+from codegen import OnnxRuntime, OpenVINO, openvino
 from codegen.partition import Facts
 from codegen.runtime import Runtime, Session
 from rewrite import InputError
@@ -188,8 +188,7 @@ def test_a_session_serves_several_threads(kind: type[Runtime]) -> None:
     assert all(right(a, exact(model, x)) for a, x in zip(found, images, strict=True))
 
 
-@runtimes
-def test_nothing_of_the_caller_is_kept(kind: type[Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_caller_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     memory: list[weakref.ref[Any]] = []
 
     def tracked(*shape: int) -> Tensor:
@@ -197,7 +196,7 @@ def test_nothing_of_the_caller_is_kept(kind: type[Runtime], monkeypatch: pytest.
         memory.append(weakref.ref(array))
         return torch.from_numpy(array)
 
-    fast = optimize(net(), image(), lowering=kind())
+    fast = optimize(net(), image(), lowering=OnnxRuntime())
     fast(image())
     # sessions hold tensors of their own over the memory of the caller's, so it is the memory that is watched
     monkeypatch.setattr(Facts, "empty", lambda facts: tracked(*facts.shape))
@@ -208,6 +207,48 @@ def test_nothing_of_the_caller_is_kept(kind: type[Runtime], monkeypatch: pytest.
     del x, found
     gc.collect()
     assert [each() for each in memory] == [None, None]
+
+
+@pytest.mark.skipif(bool(OpenVINO.missing()), reason="needs OpenVINO")
+def test_a_request_points_at_its_own_memory_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+    init = openvino._Request.__init__
+
+    def remembering(self: Any, request: Any, *args: Any) -> None:
+        requests.append(request)
+        init(self, request, *args)
+
+    monkeypatch.setattr(openvino._Request, "__init__", remembering)
+    fast = optimize(net(), image(), lowering=OpenVINO())
+    x = image()
+    found = fast(x)
+    for request in requests:
+        places = {request.get_input_tensor(0).data.ctypes.data, request.get_output_tensor(0).data.ctypes.data}
+        assert places.isdisjoint({x.data_ptr(), found.data_ptr()})
+
+
+@runtimes
+def test_a_runtime_that_writes_to_its_arguments_is_found_out(
+    kind: type[Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = kind.load
+
+    def clobbering(self: Any, path: Path, arguments: list[Facts], results: list[Facts]) -> Session:
+        session = load(self, path, arguments, results)
+
+        def run(arguments: Any, results: Any) -> None:
+            session(arguments, results)
+            arguments[0].zero_()
+
+        return run
+
+    monkeypatch.setattr(kind, "load", clobbering)
+    model, x = net(), image()
+    kept = x.clone()
+    with pytest.warns(RuntimeWarning, match="writes to its arguments"):
+        found = optimize(model, x, lowering=kind())(x)
+    assert torch.equal(x, kept)
+    assert right(found, exact(model, x))
 
 
 @runtimes

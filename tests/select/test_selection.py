@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import passes
-import rewrite.rewriting
+import rewrite.trying
 from codegen import Eager
 from passes import FftConvolution, FoldConstants, LinearAsConvolution, Select, Simplify
 from rewrite import optimize
 from rewrite.api.arguments import tuning_of
 from rewrite.compiler import Compiler
+from rewrite.driver import Commit
 from rewrite.errors import InputError
+from rewrite.listener import Listener
 from rewrite.ops import Convolution, Linear, view_as
 from rewrite.pipeline import Pipeline
 from rewrite.recipe import Recipe
@@ -33,7 +36,7 @@ STEPS = Pipeline((Simplify(), Select(), Simplify(), FoldConstants()))
 @pytest.fixture(autouse=True)
 def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole programs always pay; tests of that ask for something else."""
-    monkeypatch.setattr(rewrite.rewriting, "compare", trial(2.0, 1.0))
+    monkeypatch.setattr(rewrite.trying, "compare", trial(2.0, 1.0))
 
 
 def trial(before: float | None, after: float | None, noise: float = 0.0):
@@ -153,7 +156,7 @@ def test_a_convolution_that_loses_by_it_is_converted_back():
 
 
 def test_what_does_not_pay_as_a_whole_is_not_made(monkeypatch):
-    monkeypatch.setattr(rewrite.rewriting, "compare", trial(1.0, 1.01))
+    monkeypatch.setattr(rewrite.trying, "compare", trial(1.0, 1.01))
     program = made(Mlp().eval(), Scripted(price=lambda what, name: 0.1 if name else 1.0))
     assert not rules(program)
     assert "does not pay as a whole: 1 ms before, 1.01 ms after" in str(program.report.notes)
@@ -165,7 +168,7 @@ def test_a_comparison_that_fails_leaves_things_as_they_are(monkeypatch):
     def fail(*programs):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(rewrite.rewriting, "compare", fail)
+    monkeypatch.setattr(rewrite.trying, "compare", fail)
     program = made(Mlp().eval(), Scripted(price=lambda what, name: 0.1 if name else 1.0))
     assert not rules(program)
     assert "no compiler" in str(program.report.notes)
@@ -272,3 +275,73 @@ def test_random_numbers_of_the_caller_are_left_alone():
     state = torch.get_rng_state()
     Compiler(model, recipe).compile((X,), {})
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_where_one_conversion_is_excluded_nothing_is_converted():
+    target = Scripted(price=lambda what, name: 0.5 if layouts(what) == "last" else 1.0)
+    recipe = Recipe(STEPS, ("channels-last",), tuning=Tuning(Eager(), target))
+    assert not rules(Compiler(Net().eval(), recipe).compile((X,), {}))
+
+
+def test_excluded_modules_are_left_alone():
+    target = Scripted(price=lambda what, name: 0.1 if name else 1.0)
+    recipe = Recipe(STEPS, ("one",), tuning=Tuning(Eager(), target))
+    program = Compiler(Mlp().eval(), recipe).compile((X,), {})
+    assert [choice.module for choice in program.report.choices] == ["two"]
+    assert rules(program) == ["linear-as-convolution"]
+
+
+def test_without_fuel_nothing_is_measured():
+    target = Scripted()
+    Compiler(Mlp().eval(), Recipe(STEPS, fuel=0, tuning=Tuning(Eager(), target))).compile((X,), {})
+    assert not target.asked
+
+
+def test_listeners_hear_of_rewrites_once_where_choices_are_dropped(monkeypatch):
+    class Hearing(Listener):
+        heard: ClassVar[list[str]] = []
+
+        def committed(self, commit: Commit) -> None:
+            self.heard.append(commit.rule)
+
+    monkeypatch.setattr(rewrite.trying, "compare", trial(1.0, 2.0))
+    target = Scripted(price=lambda what, name: 0.1 if name else 1.0)
+    recipe = Recipe(STEPS, listeners=(Hearing(),), tuning=Tuning(Eager(), target))
+    Compiler(Mlp().eval(), recipe).compile((X,), {})
+    assert Hearing.heard.count("linear-as-convolution") == 2
+
+
+@pytest.mark.parametrize(("price", "outcome", "tentative"), [
+    (1.0, (2.0, 1.0), False), (0.1, (2.0, 1.0), False), (0.1, (1.0, 2.0), False), (0.1, (None, None), True),
+    (None, (2.0, 1.0), True),
+])  # fmt: skip
+def test_what_was_not_measured_is_not_kept_for_other_processes(monkeypatch, price, outcome, tentative):
+    monkeypatch.setattr(rewrite.trying, "compare", trial(*outcome))
+    program = made(Mlp().eval(), Scripted(price=lambda what, name: price if name or price is None else 1.0))
+    assert bool(program.tentative) is tentative
+
+
+def test_pieces_of_a_split_lie_as_what_was_split():
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.one(x).chunk(2, 1)
+            return (self.two(a) * b[..., 2:, 2:]).mean((2, 3))
+
+    def price(what: str, name: str) -> float:  # the first gains by channels first, the second much more by last
+        last = layouts(what) == "last"
+        return (2.0 if last else 1.0) if "float32[2, 3, " in what else (1.0 if last else 9.0)
+
+    program = made(Split().eval(), Scripted(price=price))
+    assert rules(program) == ["channels-last"]
+    assert program.report.records[1].commits[0].node == "conv2d_1"  # a conversion behind the split, as nothing is free
+
+
+def test_expanded_inputs_can_be_rehearsed():
+    model = nn.Sequential(nn.Linear(12, 5)).eval()
+    target = Scripted(price=lambda what, name: 0.1 if name else 1.0)
+    x = torch.randn(1, 3, 6, 12).expand(2, 3, 6, 12)
+    assert rules(made(model, target, x)) == ["linear-as-convolution"]

@@ -105,8 +105,11 @@ def test_the_oldest_go_when_there_are_too_many(tmp_path, monkeypatch):
     for i in range(10):
         kept.keep(f"{i}", {"x": 1.0})
         os.utime(kept._path(f"{i}"), (i, i))
-    kept.keep("new", {"x": 1.0})
+    (tmp_path / ".half.tmp").write_text("")
+    os.utime(tmp_path / ".half.tmp", (1, 1))
+    Measurements(tmp_path).keep("new", {"x": 1.0})
     left = Measurements(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
     assert left.read("0") is None
     assert left.read("1") is None
     assert left.read("new") == {"x": 1.0}
