@@ -48,10 +48,16 @@ class MergeSiblings(Rule):
 
     To be run when norms and factors behind the layers are folded, and sums of layers merged: each stands in the way of
     those rules.
+
+    Attributes:
+        convolutions: convolutions too. The default pipeline leaves them alone: compilers and runtimes compute the
+            activation or the sum behind a convolution as part of it, and not behind a piece of a merged one.
     """
 
     fidelity = Fidelity.ELEMENTWISE
     starts = "two layers of one kind over one input"
+
+    convolutions: bool = True
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """The matches and misses over each input of a layer among ``dirty``."""
@@ -64,7 +70,7 @@ class MergeSiblings(Rule):
     def _over(self, graph: Graph, source: Node) -> Iterator[Match | Miss]:
         families: dict[Geometry, list[affine.Layer]] = {}
         misses: list[Miss] = []
-        layers = _readers(source)
+        layers = [layer for layer in _readers(source) if self.convolutions or isinstance(layer, Linear)]
         for layer in layers:
             refusal = affine.layer_refusal(graph, layer) or _own_refusal(layer)
             if refusal is None:

@@ -221,7 +221,6 @@ def test_the_page_has_times_ratios_means_losses_and_what_is_missing() -> None:
     text = page(recorded())
     for line in (
         "| Ordinary networks, 1 rows | 1.20 | 2.00 |  |  | 2.00 | 2.00 | 2.00 | 0.80 |",
-        "| All, 2 rows | 1.20 | 2.00 |  |  | 1.33 | 1.33 | 1.33 | 0.80 |",
         "| mobileone_s1 | 1 | 1.20 ±2% | 2.00 ±2% |  |  | 2.00 ±3% | 2.00 ±3% | 2.00 ±3% | 0.80 ±3% | OpenVINO |",
         "| mobileone_s1 | 1 | 2000 |  | 20.0 ±1.0% / 12.0 ±1.0% |  | 8.00 ±2.0% | 10.0 ±1.0% |  | 4.00 ±1.0% |",
         "- mobileone_s1, batch 1, Inductor / best peer: 0.80 ±3.0% (ours, Inductor against OpenVINO)",

@@ -21,7 +21,7 @@ from rewrite.arithmetic import largest
 if TYPE_CHECKING:
     from passes.reparameterize.kernels import Taps
 
-_LARGEST = 2**26
+LARGEST = 2**26
 """No transform is longer than this."""
 
 
@@ -78,8 +78,8 @@ def fast_length(least: int) -> int:
     Raises:
         ValueError: it is above 2**26.
     """
-    if least > _LARGEST:
-        raise ValueError(f"{least} points are more than {_LARGEST}")
+    if least > LARGEST:
+        raise ValueError(f"{least} points are more than {LARGEST}")
     lengths = _smooth()
     return lengths[bisect.bisect_left(lengths, least)]
 
@@ -91,6 +91,6 @@ def _smooth() -> list[int]:
     for prime in (2, 3, 5, 7):
         more = found
         while more:
-            more = [number * prime for number in more if number * prime <= _LARGEST]
+            more = [number * prime for number in more if number * prime <= LARGEST]
             found = found + more
     return sorted(found)

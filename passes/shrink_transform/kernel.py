@@ -84,19 +84,19 @@ def _below(found: View | None, dims: int) -> Node | None:
     if not isinstance(found, Product):
         return None
     left, right = found.left, found.right
-    if isinstance(left, Node) and value(left).is_complex() and _is_factor(right, dims):
+    if isinstance(left, Node) and value(left).is_complex() and _is_factor(right, left, dims):
         return left
-    if isinstance(right, Node) and value(right).is_complex() and _is_factor(left, dims) and not found.divided:
+    if isinstance(right, Node) and value(right).is_complex() and _is_factor(left, right, dims) and not found.divided:
         return right
     return None
 
 
-def _is_factor(factor: Node | float, dims: int) -> bool:
-    """Whether it is a real number for all frequencies."""
+def _is_factor(factor: Node | float, spectrum: Node, dims: int) -> bool:
+    """Whether it is a real number for all frequencies, in the precision of the spectrum."""
     if not isinstance(factor, Node):
         return True
     recorded = value(factor)
-    return recorded.is_floating_point() and all(size == 1 for size in recorded.shape[-dims:])
+    return recorded.dtype == value(spectrum).dtype.to_real() and all(size == 1 for size in recorded.shape[-dims:])
 
 
 def without_zeros(node: Node, dims: int) -> tuple[Node, tuple[Node, ...]]:

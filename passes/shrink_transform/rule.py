@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from passes.fft_convolution.circle import LARGEST
 from passes.fft_convolution.transforms import backward, forward
 from passes.shrink_transform.direct import Channels, channels_of, convolution
 from passes.shrink_transform.kernel import first_elements
@@ -65,6 +66,9 @@ class ShrinkTransform(Rule):
             if isinstance(program, Refusal):
                 if origin(node) is None:  # of what a rule made there is nothing to be told
                     yield Miss(self.name, node, program, (node,))
+                continue
+            if any(line.circle.least > LARGEST for line in program.lines):
+                yield Miss(self.name, node, Refusal(f"it takes more than {LARGEST} points", node), program.nodes)
                 continue
             channels = channels_of(program)
             periods = [line.circle.period for line in program.lines]
