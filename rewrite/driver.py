@@ -11,7 +11,7 @@ from rewrite import printer
 from rewrite.apply import Applied, Applier, Failed
 from rewrite.flops import Sizes
 from rewrite.gain import NOTHING, Work, gain
-from rewrite.pipeline import rules_of, step_text
+from rewrite.pipeline import ChoicePass, rules_of, step_text
 from rewrite.provenance import describe, place
 from rewrite.repro import Repro
 from rewrite.rule import Match, Miss
@@ -221,9 +221,11 @@ class Driver:
                 listener.step_started(step, self.graph)
             started = time.perf_counter()
             if step.name not in self.exclude:
-                record.rules = tuple(rule.name for rule in rules_of(step) if rule.name not in self.exclude)
                 self.graph.eliminate_dead()  # a rule that asks who reads a value must not be told of dead readers
-                self.strategy(StepRun(self, step, record))
+                run = StepRun(self, step, record)
+                if not isinstance(step, ChoicePass):  # of choices only who chooses asks the rules
+                    run.asks()
+                self.strategy(run)
             record.seconds = time.perf_counter() - started
             for listener in self.listeners:
                 listener.step_finished(record, self.graph)
@@ -265,6 +267,10 @@ class StepRun:
     def exclude(self) -> frozenset[str]:
         """Names of rules and steps, and paths of modules, that are left alone."""
         return self._driver.exclude
+
+    def asks(self) -> None:
+        """Record that the rules of the step are asked."""
+        self._record.rules = tuple(rule.name for rule in self.rules)
 
     def applies(self, match: Match, node: Node) -> bool:
         """Make a match as :meth:`apply` does; whether it was made."""

@@ -14,7 +14,7 @@ from rewrite.errors import InputError
 from rewrite.flops import Sizes
 from rewrite.gain import total
 from rewrite.numerics import forbidden
-from rewrite.pipeline import Pipeline, rules_of, step_text
+from rewrite.pipeline import ChoicePass, Pipeline, rules_of, step_text
 from rewrite.recipe import Recipe, Verify
 from rewrite.report import Explanation, explanation_of, record_of
 from rewrite.result import Alone, source_of
@@ -106,7 +106,7 @@ def _source(model: nn.Module) -> nn.Module:
 
 def _others(pipeline: Pipeline) -> tuple[Step, ...]:
     """The exact registered steps with rules that a pipeline does not have; what is a choice is not missed."""
-    known = {rule.name for step in pipeline for rule in rules_of(step)}
+    known = {rule.name for step in pipeline for rule in rules_of(step) if not isinstance(step, ChoicePass)}
     found: list[Step] = []
     for step in registered_steps():
         rules = rules_of(step)
@@ -140,7 +140,8 @@ def _in_place(graph: Graph, step: Step, recipe: Recipe) -> StepRecord | None:
     Elsewhere other rules would take their places.
     """
     rules = set(rules_of(step))
-    places = [i for i, other in enumerate(recipe.pipeline) if rules.issubset(rules_of(other))]
+    places = [i for i, other in enumerate(recipe.pipeline)
+              if rules.issubset(rules_of(other)) and not isinstance(other, ChoicePass)]  # fmt: skip
     if not places:
         return None
     records = recipe.apply(graph)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewrite.gain import BYTES_PER_SECOND, FLOPS_PER_SECOND
 from rewrite.numerics import note
-from rewrite.pipeline import rules_of, step_text
+from rewrite.pipeline import ChoicePass, rules_of, step_text
 from rewrite.report.explained import explanation_text
 from rewrite.report.findings import findings_of
 from rewrite.report.json import plain
@@ -120,7 +120,7 @@ def explanation_of(
     ran = [
         (rule, record)
         for step, record in zip(steps, records, strict=True)
-        for rule in rules_of(step)
+        for rule in _asked(step)
         if step.name not in exclude and rule.name not in exclude
     ]
     last = {rule.name: record for rule, record in ran}
@@ -128,10 +128,15 @@ def explanation_of(
     coverage = tuple(_coverage(rule, last[rule.name], records) for rule in rules.values())
     final = [record_of(record, {name for name in rules if last[name] is record}) for record in records]
     text = ", ".join(map(step_text, steps))
-    out = dict.fromkeys(rule.name for step in steps for rule in rules_of(step) if rule.name not in rules)
+    out = dict.fromkeys(rule.name for step in steps for rule in _asked(step) if rule.name not in rules)
     named = [name for name in out if name not in forbidden]
     left = [*([f"{', '.join(named)} did not run: exclude names it"] if named else []), *note(forbidden)]
     return Explanation(model_name, text, coverage, findings_of(final, whole), whole, (*notes, *left), per_sample)
+
+
+def _asked(step: Step) -> tuple[Rule, ...]:
+    """The rules of a step that are asked wherever they may match; choices are asked where somebody measures."""
+    return () if isinstance(step, ChoicePass) else rules_of(step)
 
 
 def record_of(record: StepRecord, names: set[str]) -> StepRecord:

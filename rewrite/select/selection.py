@@ -60,6 +60,7 @@ class Selection:
         """Measure, decide and make what the rules of a step offer."""
         if run.out_of_fuel:
             return
+        run.asks()
         started = time.perf_counter()
         offers, converting = self._offered(run)
         decisions, sites = self._decisions(run.graph, offers, converting)
