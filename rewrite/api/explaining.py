@@ -106,7 +106,7 @@ def _source(model: nn.Module) -> nn.Module:
 
 def _others(pipeline: Pipeline) -> tuple[Step, ...]:
     """The exact registered steps with rules that a pipeline does not have; what is a choice is not missed."""
-    known = {rule.name for step in pipeline for rule in rules_of(step) if not isinstance(step, ChoicePass)}
+    known = {rule.name for step in pipeline for rule in rules_of(step)}
     found: list[Step] = []
     for step in registered_steps():
         rules = rules_of(step)
