@@ -89,20 +89,20 @@ class Runtime(ABC):
         order = tuple(weights)
         if compat.is_any_autocast():  # whose dtypes an exported program does not follow
             return run_eagerly(graph, order)
-        examples = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
+        examples = _copies(inputs)
         reference = Reference(graph, weights)
-        expected = [value.clone() if isinstance(value, Tensor) else value for value in reference.outputs(examples)]
+        expected = reference.outputs(_copies(inputs))
         baked = set(order).difference(written_weights(graph)) if frozen else set()
         run = self._executable(graph, weights, examples, reference, baked)
         if run is None:
             return run_eagerly(graph, order)
-        given = [tensor.clone() for tensor in weights.values()]
+        given = _copies(list(weights.values()))
         with torch.no_grad():
             found = run(examples, given)
         wrong = disagreement(found, expected)
         if wrong:
             raise LoweringError(f"on the example {self.name} {wrong}; pass another lower=")
-        if disagreement(examples, inputs) or disagreement(given, list(weights.values())):
+        if _differ(examples, inputs) or _differ(given, list(weights.values())):
             raise LoweringError(f"{self.name} writes to its arguments; pass another lower=")
         return run
 
@@ -168,6 +168,18 @@ class Runtime(ABC):
             return computed
         tail, read = extract(graph, graph.outputs, {*leaves, *fresh}, numbers, {})
         return _viewing(computed, tail, places | {node: len(values) + i for i, node in enumerate(fresh)}, read)
+
+
+def _copies(values: Sequence[Any]) -> list[Any]:
+    return [value.clone() if isinstance(value, Tensor) else value for value in values]
+
+
+def _differ(values: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether any of some tensors has other elements than its counterpart, wherever these lie; NaN is like NaN."""
+    return any(
+        not torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else not torch.equal(a, b)
+        for a, b in zip(values, others, strict=True) if isinstance(a, Tensor)
+    )  # fmt: skip
 
 
 def _places(graph: Graph, order: Sequence[str]) -> dict[Node, int]:

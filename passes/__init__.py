@@ -107,7 +107,7 @@ def default_pipeline() -> Pipeline:
         HoistPooling(), AveragePoolBeforePointwise(), ReductionAlgebra(),
         MergeSelection(), MergeWide(), MergeLinear(), MergeLowRank(),
         # the pieces of what is merged stand in the way of everything else
-        MergeSiblings(convolutions=False), Simplify(),
+        MergeSiblings(), Simplify(),
         # what is chosen for one operator meets what is chosen for its neighbours
         Select(), Simplify(), FoldConstants(),
     ))  # fmt: skip

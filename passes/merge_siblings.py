@@ -50,14 +50,14 @@ class MergeSiblings(Rule):
     those rules.
 
     Attributes:
-        convolutions: convolutions too. The default pipeline leaves them alone: compilers and runtimes compute the
-            activation or the sum behind a convolution as part of it, and not behind a piece of a merged one.
+        convolutions: convolutions too. Compilers and runtimes compute the activation or the sum behind a convolution
+            as part of it, and not behind a piece of a merged one, so by default they are left alone.
     """
 
     fidelity = Fidelity.ELEMENTWISE
     starts = "two layers of one kind over one input"
 
-    convolutions: bool = True
+    convolutions: bool = False
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
         """The matches and misses over each input of a layer among ``dirty``."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rewrite.errors import LoweringError
 from rewrite.events import emit
 from rewrite.lowered import Chosen, Lowered
 from rewrite.result.modes import neutral
@@ -78,12 +77,10 @@ class Lowerings:
             choice = run.choice if isinstance(run, Chosen) else None
             lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice)
         except Exception as error:  # the compiler is not ours, and the program runs without it
-            only = isinstance(error, LoweringError)  # it knows that it does not take this program or this call
-            self.lowering = lowering if only else None
+            self.lowering = None
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(
-                f"{lowering.name} cannot compile the model, which runs operator by operator "
-                f"{'for such calls' if only else 'from now on'}: {first}",
+                f"{lowering.name} cannot compile the model, which runs operator by operator from now on: {first}",
                 RuntimeWarning,
                 stacklevel=6,
             )

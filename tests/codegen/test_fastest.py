@@ -79,7 +79,7 @@ def test_the_fastest_is_kept_and_the_others_are_freed(timed: Timed, caplog: pyte
     fast(x)
     gc.collect()
     assert {name: (each.runs, len(each.alive)) for name, each in tried.items()} == {
-        "inductor": (1, 0), "eager": (1, 0), "onnxruntime": (3, 1), "openvino": (1, 0),
+        "inductor": (3, 0), "eager": (3, 0), "onnxruntime": (5, 1), "openvino": (3, 0),
     }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_timing_changes_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(x, torch.full((3,), 2.0))
         assert float(fast.calls) == i
     times = fast.lowerings[0].choice.milliseconds
-    assert {"eager", "onnxruntime"} <= set(times)
+    assert set(times) <= {"eager", "onnxruntime", "openvino"}  # what is hopeless is not timed
     assert min(times.values()) > 0
 
 

@@ -133,7 +133,7 @@ def test_siblings_become_one_layer(name: str):
     x = torch.randn(shape)
     graph = capture(model, (x,)).graph
     before = cost.count(graph)
-    result = apply(graph, MergeSiblings())
+    result = apply(graph, MergeSiblings(convolutions=True))
     assert len(result.record.commits) == 1
     assert result.operators.count("split_with_sizes") == 1
     assert_exact(result, model, x)
@@ -147,7 +147,7 @@ def test_siblings_become_one_layer(name: str):
 @pytest.mark.parametrize("name", ["attention", "inception"])
 def test_an_empty_batch_runs(name: str):
     model, shape, _ = MERGED[name]
-    result = rewrite(model, MergeSiblings(), torch.randn(shape))
+    result = rewrite(model, MergeSiblings(convolutions=True), torch.randn(shape))
     x = torch.randn(0, *shape[1:])
     assert result.graph.to_module()(x).shape == model(x).shape
 
@@ -155,7 +155,7 @@ def test_an_empty_batch_runs(name: str):
 def test_inputs_in_channels_last():
     model, shape, _ = MERGED["inception"]
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    result = rewrite(model, MergeSiblings(), x)
+    result = rewrite(model, MergeSiblings(convolutions=True), x)
     assert result.record.commits
     assert result.graph.to_module()(x).stride() == model(x).stride()
     assert_exact(result, model, x)
@@ -164,7 +164,7 @@ def test_inputs_in_channels_last():
 def test_pieces_that_are_concatenated_in_order_are_no_pieces():
     model = block(lambda self, x: torch.cat([self.b(x), self.a(x)], 1), a=conv(8, 3, 1), b=conv(8, 2, 1))
     x = torch.randn(IMAGE)
-    result = rewrite(model, MergeSiblings(), x)
+    result = rewrite(model, MergeSiblings(convolutions=True), x)
     assert result.operators == ["conv2d", "split_with_sizes", "cat"]
     result = apply(result.graph, Simplify())
     assert [op for op in result.operators if op != "sym_size"] == ["conv2d"]
@@ -178,7 +178,7 @@ def test_a_selective_convolution_reads_its_input_once():
     model = block(forward, a=conv(8, 4, 3, padding=1), b=conv(8, 4, 3, padding=1))
     args = (torch.randn(IMAGE), torch.rand(3, 1, 6, 5))
     graph = rewrite(model, MergeSelection(), *args).graph
-    result = apply(graph, MergeSiblings())
+    result = apply(graph, MergeSiblings(convolutions=True))
     assert result.operators == ["conv2d", "split_with_sizes", "lerp"]
     assert_exact(result, model, *args)
 
@@ -190,7 +190,7 @@ def test_what_the_model_returns_is_dense_and_shares_nothing():
     model = block(lambda self, x: (self.a(x), self.b(x), self.c(x).relu()),
                   a=conv(8, 2, 1), b=conv(8, 1, 1), c=conv(8, 7, 1))  # fmt: skip
     x = torch.randn(IMAGE)
-    result = rewrite(model, MergeSiblings(), x)
+    result = rewrite(model, MergeSiblings(convolutions=True), x)
     assert len(result.record.commits) == 1
     assert result.operators == ["conv2d", "split_with_sizes", "clone", "clone", "relu"]
     found, expected = result.graph.to_module()(x), model(x)
@@ -202,7 +202,7 @@ def test_what_the_model_returns_is_dense_and_shares_nothing():
 def test_views_that_the_model_returns_are_dense_too():
     model = block(lambda self, x: (self.a(x)[:, :1], self.b(x).relu()), a=conv(8, 2, 1), b=conv(8, 7, 1))
     x = torch.randn(IMAGE)
-    result = rewrite(model, MergeSiblings(), x)
+    result = rewrite(model, MergeSiblings(convolutions=True), x)
     assert "clone" in result.operators
     assert [y.stride() for y in result.graph.to_module()(x)] == [y.stride() for y in model(x)]
 
@@ -213,7 +213,7 @@ def test_operators_that_depend_on_strides_find_those_that_they_had():
 
     model = block(forward, a=nn.Linear(20, 2), b=nn.Linear(20, 3))
     x = torch.randn(3, 5, 20)
-    result = rewrite(model, MergeSiblings(), x)
+    result = rewrite(model, MergeSiblings(convolutions=True), x)
     assert len(result.record.commits) == 1
     assert "clone" in result.operators
     assert_exact(result, model, x)
@@ -223,7 +223,7 @@ def test_operators_that_depend_on_strides_find_those_that_they_had():
 
 
 def refusal(model: Block, x: Tensor) -> tuple[str, str, str]:
-    result = rewrite(model, MergeSiblings(), x)
+    result = rewrite(model, MergeSiblings(convolutions=True), x)
     assert not result.record.commits
     [refused] = result.record.refused
     return refused.reason, refused.culprit.split("'")[1], refused.remedy
@@ -240,7 +240,7 @@ def test_copies_that_cost_more_than_they_save_are_refused_with_both_counts():
         "conv2d_1",
         "give conv2d in 'd' what an elementwise operator makes of it",
     )
-    assert rewrite(block(forward, c=nn.ReLU(), **parts), MergeSiblings(), x).record.commits
+    assert rewrite(block(forward, c=nn.ReLU(), **parts), MergeSiblings(convolutions=True), x).record.commits
 
 
 COPIES: dict[str, tuple[Forward, bool]] = {
@@ -262,7 +262,7 @@ COPIES: dict[str, tuple[Forward, bool]] = {
 def test_operators_that_need_dense_values_count_as_copies(name: str):
     read, copies = COPIES[name]
     model = block(lambda self, x: (read(self.a(x)), self.b(x).relu()), a=nn.Linear(12, 8), b=nn.Linear(12, 8))
-    result = rewrite(model, MergeSiblings(), torch.randn(3, 5, 12))
+    result = rewrite(model, MergeSiblings(convolutions=True), torch.randn(3, 5, 12))
     assert bool(result.record.commits) == (not copies)
     assert [reason.startswith("merging would save") for reason in result.reasons] == [True] * copies
 
@@ -289,7 +289,7 @@ def test_kernels_of_different_sizes_are_refused_with_both_counts():
         "conv2d",
         "",
     )
-    assert rewrite(build(3), MergeSiblings(), x).record.commits
+    assert rewrite(build(3), MergeSiblings(convolutions=True), x).record.commits
 
 
 DIFFERENT: dict[str, tuple[nn.Module, nn.Module, str]] = {
@@ -308,7 +308,7 @@ DIFFERENT: dict[str, tuple[nn.Module, nn.Module, str]] = {
 def test_different_windows_and_groups_are_refused(name: str):
     a, b, reason = DIFFERENT[name]
     model = block(lambda self, x: self.a(x).relu().mean((2, 3)) + self.b(x).relu().mean((2, 3)), a=a, b=b)
-    result = rewrite(model, MergeSiblings(), torch.randn(IMAGE))
+    result = rewrite(model, MergeSiblings(convolutions=True), torch.randn(IMAGE))
     assert not result.record.commits
     assert set(result.reasons) == {reason}
 
@@ -344,7 +344,7 @@ SILENT: dict[str, Block] = {
 
 @pytest.mark.parametrize("name", SILENT)
 def test_no_siblings_are_no_misses(name: str):
-    result = rewrite(SILENT[name], MergeSiblings(), torch.randn(ROWS))
+    result = rewrite(SILENT[name], MergeSiblings(convolutions=True), torch.randn(ROWS))
     assert not result.record.commits
     assert not result.record.refused
 
@@ -354,4 +354,4 @@ def test_an_empty_input_finds_nothing_to_save():
     x = g.input(torch.randn(0, 8))
     a, b = (g(aten.linear.default, x, g.weight(name, torch.randn(8, 8))) for name in ("a", "b"))
     graph = g.graph(g(aten.relu.default, a), g(aten.relu.default, b))
-    assert not list(MergeSiblings().find(graph, graph.calls()))
+    assert not list(MergeSiblings(convolutions=True).find(graph, graph.calls()))

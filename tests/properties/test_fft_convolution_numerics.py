@@ -166,7 +166,7 @@ def test_blocks_of_every_length_give_the_same(
         length = more + 1
         return Blocks(circle.reach + more, length, -(-circle.dense // length))
 
-    with patch.object(module, "blocks", cut):
+    with patch.object(module, "cut_of", lambda circles: cut(circles[0])):
         result = assert_rule(ANYWHERE, model, torch.randn(2, inputs, size), matches=1, batches=(1, 5))
     assert "unfold" in [node.target._opname for node in result.graph.calls() if hasattr(node.target, "_opname")]
 
@@ -174,7 +174,7 @@ def test_blocks_of_every_length_give_the_same(
 def test_nan_reaches_the_blocks_that_read_it():
     """And no others, as it reaches no other rows."""
     model, x = nn.Conv1d(1, 1, 5, padding=2).eval(), torch.randn(1, 1, 64)
-    with patch.object(module, "blocks", lambda circle: Blocks(12, 8, 8)):
+    with patch.object(module, "cut_of", lambda circles: Blocks(12, 8, 8)):
         program = rewrite(model, ANYWHERE, x).graph.to_module()
     x[..., 20] = math.nan
     # blocks of 8 outputs, of which one reads two elements before and two behind

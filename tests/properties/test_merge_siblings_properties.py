@@ -116,10 +116,10 @@ def test_all_values_stay_and_fewer_layers_read_the_input(case: Case):
     expected = [g.run(graph, x) for x in inputs]
     x = graph.inputs[0]
     before = sum(layer.input is x for layer in layers(graph))
-    record = Driver(graph).run([MergeSiblings()])[0]
+    record = Driver(graph).run([MergeSiblings(convolutions=True)])[0]
     assert not record.rejections
     graph.check()
-    assert not Driver(graph).run([MergeSiblings()])[0].commits
+    assert not Driver(graph).run([MergeSiblings(convolutions=True)])[0].commits
     after = sum(layer.input is x for layer in layers(graph))
     assert after < before or not record.commits
     for given_, wanted in zip(inputs, expected, strict=True):
@@ -142,7 +142,7 @@ def test_readers_that_need_no_copy_let_all_siblings_merge(case: Case):
     easy = tuple(Sibling(sibling.outputs, sibling.bias, ("relu", "sum", "cat")) for sibling in case.siblings)
     graph, g = build(Case(easy, case.inputs, case.geometry, case.channels_last))
     expected = g.run(graph)
-    assert len(Driver(graph).run([MergeSiblings()])[0].commits) == 1
+    assert len(Driver(graph).run([MergeSiblings(convolutions=True)])[0].commits) == 1
     assert len(layers(graph)) == 1
     Driver(graph).run([Simplify()])
     assert all(torch.equal(a, b) for a, b in zip(g.run(graph), expected, strict=True))
@@ -169,4 +169,4 @@ def test_everything_that_a_rule_promises(spec: ConvSpec, count: int, bias: bool)
         for i in range(count)
     ]
     model = Heads(layer, *(other.to(spec.dtype) for other in others)).eval()
-    assert_rule(MergeSiblings(), model, spec.inputs(), matches=1 if spec.batch else None)
+    assert_rule(MergeSiblings(convolutions=True), model, spec.inputs(), matches=1 if spec.batch else None)

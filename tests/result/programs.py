@@ -66,7 +66,7 @@ class Compiler:
         self.calls = 0
         self.value_rules = value_rules
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], tuned: bool = True) -> Program:
         self.calls += 1
         return Program(program(self.model, args, kwargs), f"report {self.calls}", self.value_rules)
 

@@ -133,14 +133,14 @@ def test_another_machine_and_another_setting_measure_anew(tmp_path, monkeypatch)
         target().measure("this", {"a": calls["a"]})
 
 
-def _settled(contenders, **settings):
+def _settled(contenders, *rest, **settings):
     from rewrite.timing import Comparison, Timing
 
     return Comparison({name: Timing(i, i, i, 3) for i, name in enumerate(contenders, start=1)}, 0.01)
 
 
 def test_a_busy_machine_keeps_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("rewrite.target.target.settled", lambda contenders, **settings: None)
+    monkeypatch.setattr("rewrite.target.target.settled", lambda *given, **settings: None)
     target = Target(measurements=Measurements(tmp_path))
     assert target.measure("this", {"a": lambda: None}) is None
     assert target.speeds is None
