@@ -185,7 +185,7 @@ def test_a_match_of_several_outputs_is_accepted():
     w, b, v, c = (p.weight(torch.randn(shape)) for shape in [(4, 3, 3, 3), (4,), (6, 3, 3, 3), (6,)])
     first, second = p(aten.conv2d.default, x, w, b), p(aten.conv2d.default, x, v, c)
     graph = p.graph(p(aten.relu.default, first), p(aten.sigmoid.default, second))
-    (record,) = Driver(graph, MatchVerifier()).run([MergeSiblings(convolutions=True)])
+    (record,) = Driver(graph, MatchVerifier()).run([MergeSiblings()])
     assert len(record.commits) == 1
 
 
