@@ -21,6 +21,16 @@ LIMIT = 120
 """Seconds after which a process is taken to hang."""
 
 
+def alone(call: str) -> None:
+    """Call a function of this file in a fresh process: what forks has no threads then that libraries left running."""
+    script = f"from tests.habits import test_workers\nif __name__ == '__main__':\n    test_workers.{call}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=2 * LIMIT, check=False,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 class Features(Dataset[Any]):
     """Pictures, computed upon in the process that asks for them."""
 
@@ -44,7 +54,11 @@ class Features(Dataset[Any]):
         pytest.param("spawn", "inductor", marks=pytest.mark.slow),
     ],
 )
-def test_loaders_compute_in_their_workers(start: str, lower: Any) -> None:
+def test_loaders_compute_in_their_workers(start: str, lower: str) -> None:
+    alone(f"compute_in_workers({start!r}, {lower!r})")
+
+
+def compute_in_workers(start: str, lower: Any) -> None:
     model = net()
     fast = optimize(model, image(), lower=lower)
     fast(image())
@@ -65,6 +79,10 @@ def serve(given: Any, taken: Any) -> None:
 
 
 def test_results_go_through_queues() -> None:
+    alone("send_through_queue()")
+
+
+def send_through_queue() -> None:
     model = net()
     fast = optimize(model, image(), lower="eager")
     context = multiprocessing.get_context("fork")

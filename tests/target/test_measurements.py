@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -80,20 +81,23 @@ def test_a_directory_that_cannot_be_written_is_a_warning(tmp_path):
     assert kept.read("a") == {"x": 1.0}
 
 
-def _write(directory: str, start: int) -> None:
-    kept = Measurements(Path(directory))
-    for i in range(50):
-        kept.keep(f"{i}", {"x": float(start + i)})
+WRITER = """
+import sys
+from pathlib import Path
+from rewrite.target import Measurements
+kept = Measurements(Path(sys.argv[1]))
+for i in range(50):
+    kept.keep(f"{i}", {"x": float(sys.argv[2]) + i})
+"""
 
 
 def test_two_processes_may_share_a_directory(tmp_path):
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write, args=(str(tmp_path), 1000 * n)) for n in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(1000 * n)], env=environment)
+        for n in range(2)
+    ]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
     for i in range(50):
         assert Measurements(tmp_path).read(f"{i}") in ({"x": float(i)}, {"x": 1000.0 + i})
     assert all(file.suffix == ".json" for file in tmp_path.iterdir())
