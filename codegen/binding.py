@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rewrite.lowering import PLANAR_WIDTH
+from rewrite.lowering import is_wide_depthwise
 from rewrite.ops import Convolution, Copy, view_as
 from rewrite.provenance import origin
 
@@ -42,11 +42,10 @@ torch.library.register_fake(f"torch_rewrite::{_NAME}", _convolution, lib=_LIBRAR
 def is_bound(conv: Convolution) -> bool:
     """Whether a convolution computes in the layout of what it reads: depthwise, wide, over an explicit copy."""
     copy = view_as(conv.input, Copy)
-    depthwise = conv.groups == conv.in_channels == conv.out_channels and not conv.transposed
-    if copy is None or copy.layout != torch.contiguous_format or conv.dims != 2 or not depthwise:
+    if copy is None or copy.layout != torch.contiguous_format or not is_wide_depthwise(conv):
         return False
     made = origin(copy.node) is not None  # copies of the model's own say nothing of what is faster
-    return made and conv.batched and conv.kernel[-1] >= PLANAR_WIDTH and all(low == high for low, high in conv.padding)
+    return made and conv.batched and all(low == high for low, high in conv.padding)
 
 
 def bound(graph: Graph) -> Graph:

@@ -8,7 +8,6 @@ arguments, which runtimes cannot pack.
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 from codegen.eager import Eager
@@ -20,7 +19,7 @@ from rewrite.errors import LoweringError
 from rewrite.events import emit
 from rewrite.graph import is_random
 from rewrite.lowered import Choice, Chosen
-from rewrite.timing import interleave
+from rewrite.timing import interleave, second_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -137,13 +136,9 @@ def _tried(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     once: dict[str, float] = {}
     for name, call in calls.items():
         try:
-            call()
-            started = time.perf_counter()
-            call()
+            once[name] = second_run(call)
         except Exception as error:  # another one runs the program
             emit("lowering-failed", f"{name} is left out: {error}", logging.INFO, lowering=name, reason=str(error))
-        else:
-            once[name] = time.perf_counter() - started
     return once
 
 

@@ -40,13 +40,8 @@ class Conv1dAsConv2d(Rule):
         """One match or miss for each one-dimensional convolution among ``dirty``."""
         for node in dirty:
             conv = view_as(node, Convolution)
-            if conv is None or conv.dims != 1:
-                continue
-            refusal = convolution_refusal(conv)
-            if refusal is not None:
-                yield Miss(self.name, node, refusal, (node,))
-            else:
-                yield Match(self, (node,), (node,), {"conv": conv})
+            if conv is not None and conv.dims == 1:
+                yield self.at(node, convolution_refusal(conv), conv=conv)
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """An image of one row, the convolution, and the row."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from passes.convolve import convolution_refusal
-from rewrite.lowering import PLANAR_WIDTH
+from rewrite.lowering import PLANAR_WIDTH, is_wide_depthwise
 from rewrite.ops import Convolution, view_as
 from rewrite.provenance import origin
 from rewrite.rule import Fidelity, Match, Miss, Rule
@@ -40,13 +40,8 @@ class _ConvertLayout(Rule):
         """One match or miss for each convolution among ``dirty`` whose input was not converted before."""
         for node in dirty:
             conv = view_as(node, Convolution)
-            if conv is None or is_conversion(conv.input):
-                continue
-            refusal = None if conv.transposed else convolution_refusal(conv)
-            if refusal is not None:
-                yield Miss(self.name, node, refusal, (node,))
-            else:
-                yield Match(self, (node,), (node,), {"conv": conv})
+            if conv is not None and not is_conversion(conv.input):
+                yield self.at(node, None if conv.transposed else convolution_refusal(conv), conv=conv)
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The same convolution over the copy."""
@@ -105,12 +100,6 @@ class DepthwiseChannelsFirst(ChannelsFirst):
             conv = view_as(node, Convolution)
             if conv is not None and is_wide_depthwise(conv, self.width):
                 yield from super().find(graph, (node,))
-
-
-def is_wide_depthwise(conv: Convolution, width: int) -> bool:
-    """Whether each channel of images has a kernel of its own, of so many columns or more."""
-    depthwise = conv.groups == conv.in_channels == conv.out_channels
-    return conv.dims == 2 and not conv.transposed and depthwise and conv.kernel[-1] >= width
 
 
 def is_conversion(node: Node) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from passes.convolve import CONVOLUTIONS, convolution_refusal
+from passes.convolve import convolution_refusal, convolve
 from rewrite.ops import Convolution, view_as
 from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
@@ -51,15 +51,12 @@ class ExplicitPadding(Rule):
             refusal = convolution_refusal(conv)
             if refusal is None and not any(amount for pair in conv.padding for amount in pair):
                 refusal = Refusal("it pads nothing", node)
-            if refusal is not None:
-                yield Miss(self.name, node, refusal, (node,))
-            else:
-                yield Match(self, (node,), (node,), {"conv": conv})
+            yield self.at(node, refusal, conv=conv)
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The padding, and the convolution without."""
         conv: Convolution = match.conv
         amounts = [amount for pair in reversed(conv.padding) for amount in pair]
         x = g(aten.constant_pad_nd.default, conv.input, amounts)
-        return g(CONVOLUTIONS[conv.dims][0], x, conv.weight, conv.bias, list(conv.stride), [0] * conv.dims,
-                 list(conv.dilation), conv.groups)  # fmt: skip
+        return convolve(g, x, conv.weight, conv.bias, stride=conv.stride, padding=[(0, 0)] * conv.dims,
+                        dilation=conv.dilation, groups=conv.groups)  # fmt: skip

@@ -46,10 +46,7 @@ class LinearAsConvolution(Rule):
             if layer is None or not 3 <= value(layer.input).dim() <= 5 or 0 in value(layer.input).shape[1:-1]:
                 continue
             refusal = dtype_refusal(node) or sizes_refusal(layer.input, channels_last=True)
-            if refusal is not None:
-                yield Miss(self.name, node, refusal, (node,))
-            else:
-                yield Match(self, (node,), (node,), {"layer": layer})
+            yield self.at(node, refusal, layer=layer)
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """Channels first, the convolution, channels last."""
@@ -83,10 +80,7 @@ class ConvolutionAsLinear(Rule):
             if conv is None or set(conv.kernel) != {1}:
                 continue
             refusal = convolution_refusal(conv) or _as_linear_refusal(conv)
-            if refusal is not None:
-                yield Miss(self.name, node, refusal, (node,))
-            else:
-                yield Match(self, (node,), (node,), {"conv": conv})
+            yield self.at(node, refusal, conv=conv)
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """Channels last, the linear layer, channels first."""

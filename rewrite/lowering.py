@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 from rewrite.graph import Graph, Mutation, Signature
+from rewrite.ops import Convolution
 from rewrite.ops.view import arguments
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ PLANAR_WIDTH = 10
 """The columns from which depthwise kernels may have faster code for channels first than for channels last, on a CPU."""
 
 _FUNCTIONAL_NORM = aten._native_batch_norm_legit_functional.default
+
+
+def is_wide_depthwise(conv: Convolution, width: int = PLANAR_WIDTH) -> bool:
+    """Whether each channel of images has a kernel of its own, of so many columns or more."""
+    depthwise = conv.groups == conv.in_channels == conv.out_channels
+    return conv.dims == 2 and not conv.transposed and depthwise and conv.kernel[-1] >= width
+
 
 Executable = Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Any]]
 """``run(inputs, weights)`` gives the flat outputs, the values of mutations last."""

@@ -177,6 +177,12 @@ class Rule:
             if found is not None:
                 yield found
 
+    def at(self, node: Node, refusal: Refusal | None, **captures: Any) -> Match | Miss:
+        """For ``find``: the match of one operator with these captures, or the miss where something is refused."""
+        if refusal is not None:
+            return Miss(self.name, node, refusal, (node,))
+        return Match(self, (node,), (node,), captures)
+
     def check(self, match: Match) -> Refusal | None:
         """Why the rule does not apply to a match, or None where it does."""
         return None

@@ -94,7 +94,7 @@ def settled(
         Timings of the rounds that were kept, and the median difference of the first contender from itself as noise.
         None with fewer than three of them.
     """
-    once = {name: _second_run(call) for name, call in contenders.items()}
+    once = {name: second_run(call) for name, call in contenders.items()}
     first = next(iter(once.values()))
     calls = [(name, call, max(1, math.ceil(least / once[name])))
              for name, call in contenders.items() if once[name] <= hopeless * first]  # fmt: skip
@@ -120,7 +120,7 @@ def settled(
     return Comparison(timings, statistics.median(spreads))
 
 
-def _second_run(call: Callable[[], Any]) -> float:
+def second_run(call: Callable[[], Any]) -> float:
     """Seconds that a call takes when it has run once."""
     call()
     _synchronize()

@@ -10,11 +10,11 @@
 """
 
 from rewrite.artifact.boundary import refusing
-from rewrite.artifact.container import packed, unpacked, write
+from rewrite.artifact.container import packed, unpacked
 from rewrite.artifact.content import Artifact, StoredProgram, stored_graphs
 from rewrite.artifact.reading import graphs_of
 from rewrite.artifact.writing import graphs_data
 
 __all__ = [
-    "Artifact", "StoredProgram", "graphs_data", "graphs_of", "packed", "refusing", "stored_graphs", "unpacked", "write",
+    "Artifact", "StoredProgram", "graphs_data", "graphs_of", "packed", "refusing", "stored_graphs", "unpacked",
 ]  # fmt: skip

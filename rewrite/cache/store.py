@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from rewrite.artifact import Artifact, StoredProgram, packed, stored_graphs, unpacked, write
+from rewrite.artifact import Artifact, StoredProgram, packed, stored_graphs, unpacked
 from rewrite.artifact.container import FORMAT
 from rewrite.cache.keys import Key, key_of, reason_of
 from rewrite.cache.sources import sources_of, unchanged
 from rewrite.events import emit
+from rewrite.files import write
 from rewrite.result.reading import constants_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from rewrite.artifact import write
 from rewrite.errors import InputError
+from rewrite.files import write
 from rewrite.report import refusals_text
 from rewrite.report.text import scaled
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rewrite.artifact import packed, write
+from rewrite.artifact import packed
 from rewrite.errors import CaptureError, RewriteError
+from rewrite.files import write
 from rewrite.result import recording
 from rewrite.result.engine import Engine
 from rewrite.result.mirror import TRAINING, Mirror, find

@@ -37,12 +37,10 @@ class Decision:
     Attributes:
         rules: the names of the rules, in the order in which they are made; empty where it stays as it is.
         layout: of its inputs.
-        alternative: the name of the alternative whose time counts.
     """
 
     rules: tuple[str, ...]
     layout: Layout
-    alternative: str
 
 
 def decide(
@@ -120,15 +118,13 @@ class _Problem:
 
     def best(self, site: Site, source: Layout, result: Layout | None) -> str | None:
         """The alternative that takes least from one layout to another; None where none leads there."""
-        costs = site.costs[source if source in site.costs else Layout.FIRST]
-        fits = [name for name, cost in costs.items() if result is None or cost.layout in (None, result)]
+        fits = [name for name, cost in site.at(source).items() if result is None or cost.layout in (None, result)]
         return min(fits, key=lambda name: self.weighed(site, source, name), default=None)
 
     @staticmethod
     def weighed(site: Site, source: Layout, name: str) -> float:
         """Milliseconds, with the margin by which an alternative has to be faster."""
-        costs = site.costs[source if source in site.costs else Layout.FIRST]
-        return costs[name].ms * (1 if name == AS_IT_IS else 1 + max(site.noise, LEAST_MARGIN))
+        return site.at(source)[name].ms * (1 if name == AS_IT_IS else 1 + max(site.noise, LEAST_MARGIN))
 
     def other(self, node: Node) -> None:
         """An operator that was not measured hands on the layout of its first operand, and converts the others."""
@@ -164,8 +160,8 @@ class _Problem:
         name = self.best(site, source, result) or AS_IT_IS
         converts = port == ("port", node) and any(labels[operand] != source for operand in self.variables(node))
         if converts and site.costs[source][AS_IT_IS].layout in (None, result):
-            return Decision((CONVERSIONS[source],), source, AS_IT_IS)
-        return Decision((name,) if name else (), source, name)
+            return Decision((CONVERSIONS[source],), source)
+        return Decision((name,) if name else (), source)
 
 
 def _is_pointwise(node: Node) -> bool:

@@ -133,6 +133,5 @@ def _make(run: StepRun, name: str, node: Node, offer: Offer | None) -> bool:
 
 def _selected(site: Site, decision: Decision) -> Selected:
     module, source, _ = place(site.node)
-    costs = site.costs.get(decision.layout) or next(iter(site.costs.values()))
-    ms = {name: cost.ms for name, cost in costs.items()}
+    ms = {name: cost.ms for name, cost in site.at(decision.layout).items()}
     return Selected(site.node.name, module, source, "", ms, site.noise)

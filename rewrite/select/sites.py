@@ -34,7 +34,7 @@ class Cost:
     """What an alternative takes for inputs in one layout.
 
     Attributes:
-        ms: the median.
+        ms: the time of a call, the lower quartile of those measured.
         layout: of the result; None where it is the same in both worlds, or like neither.
     """
 
@@ -57,6 +57,10 @@ class Site:
     sides: Mapping[str, Fragment]
     costs: dict[Layout, dict[str, Cost]] = field(default_factory=dict)
     noise: float = 0.0
+
+    def at(self, layout: Layout) -> dict[str, Cost]:
+        """What each alternative takes for inputs in a layout; where they have none, there is one answer."""
+        return self.costs[layout if layout in self.costs else Layout.FIRST]
 
     def layouts(self, worlds: Worlds) -> tuple[Layout, ...]:
         """The layouts in which the inputs may be."""

@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rewrite.files import write
 
 FORMAT = 1
 LIMIT = 20_000
@@ -66,7 +66,7 @@ class Measurements:
         text = json.dumps({"format": FORMAT, "key": key, "numbers": dict(numbers)})
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            _write(self._path(key), text)
+            write(self._path(key), text.encode())
             if not self._swept:
                 self._swept = True
                 self._sweep()
@@ -90,7 +90,7 @@ class Measurements:
             with contextlib.suppress(OSError):
                 ages.append((path.stat().st_mtime, path))
         kept = [(age, path) for age, path in sorted(ages) if path.suffix == ".json"]
-        old = [path for age, path in ages if path.suffix == ".tmp" and age < time.time() - _ABANDONED]
+        old = [path for age, path in ages if path.name.startswith(".") and age < time.time() - _ABANDONED]
         if len(kept) > LIMIT:
             old += [path for _, path in kept[: len(kept) - LIMIT + LIMIT // 10]]
         for path in old:
@@ -110,16 +110,3 @@ def _numbers(data: Any, key: str) -> dict[str, float]:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < 0:
             raise ValueError(f"'{name}' is {number!r}")
     return {name: float(number) for name, number in numbers.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole: a reader finds the old one or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

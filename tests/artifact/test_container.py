@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from rewrite.artifact.container import packed, unpacked, write
+from rewrite.artifact.container import packed, unpacked
 from rewrite.errors import ArtifactError
+from rewrite.files import write
 
 MEMBERS = {"programs.json": b"{}" * 40, "weights.safetensors": bytes(range(256))}
 

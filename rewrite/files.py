@@ -1,0 +1,31 @@
+"""Files that are written whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file at once: whoever reads it meanwhile, or after a crash, sees the old one or the new one.
+
+    Args:
+        path: the file; the target of a link is written, and the link stays.
+        data: what it is to hold.
+
+    Raises:
+        OSError: the directory does not exist or cannot be written to.
+    """
+    real = Path(os.path.realpath(path))
+    temporary = real.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, real)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
