@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from rewrite.graph import Graph
     from rewrite.lowering import Executable, Lowering
+    from rewrite.target import Target
 
 MARGIN = 0.02
 """The least part of its time that another lowering has to save, however little the noise happens to be."""
@@ -38,32 +39,37 @@ _HOPELESS = 4.0
 """What takes so many times longer than the fastest is run twice and no more."""
 
 
-def default_lowering() -> Lowering:
-    """Inductor where it can compile, else eager."""
-    return Inductor() if available() else Eager()
+def default_lowering(target: Target | None = None) -> Lowering:
+    """Inductor where it can compile, with kernels that a target measures, else eager."""
+    return Inductor(target) if available() else Eager()
 
 
-def candidates() -> dict[str, Lowering]:
+def candidates(target: Target | None = None) -> dict[str, Lowering]:
     """The lowerings that can be tried here by name, the default first."""
-    found: dict[str, Lowering] = {"inductor": Inductor()} if available() else {}
+    found: dict[str, Lowering] = {"inductor": Inductor(target)} if available() else {}
     found["eager"] = Eager()
     found.update((kind.key, kind()) for kind in (OnnxRuntime, OpenVINO) if not kind.missing())
     return found
 
 
 class Fastest:
-    """Compiles with every lowering, and keeps the executable that is fastest on the example."""
+    """Compiles with every lowering, and keeps the executable that is fastest on the example.
+
+    Args:
+        target: as for :class:`~codegen.inductor.Inductor`.
+    """
 
     name = "fastest"
     freezes = True
     static = True
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target | None = None) -> None:
+        self._target = target
         self.arranges = default_lowering().arranges
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
         """With the kernels of the default lowering; whole programs are timed on all of them."""
-        return default_lowering().rehearse(module)
+        return default_lowering(self._target).rehearse(module)
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """As the default lowering, which runs what is not frozen."""
@@ -77,11 +83,11 @@ class Fastest:
         """
         reason = _reason(graph, frozen)
         if reason:
-            lowering = default_lowering()
+            lowering = default_lowering(self._target)
             emit("default-lowering", f"{lowering.name} is taken, and nothing is timed: {reason}",
                  lowering=lowering.name, reason=reason)  # fmt: skip
             return lowering.compile(graph, weights, inputs, frozen and lowering.freezes)
-        runs = _compiled(graph, weights, inputs)
+        runs = _compiled(graph, weights, inputs, self._target)
         tensors = list(weights.values())
 
         def call(run: Executable) -> Callable[[], Any]:
@@ -118,10 +124,12 @@ def _reason(graph: Graph, frozen: bool) -> str:
     return ""
 
 
-def _compiled(graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any]) -> dict[str, Executable]:
+def _compiled(
+    graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], target: Target | None
+) -> dict[str, Executable]:
     """Executables by the names of lowerings; those that cannot compile are left out."""
     runs: dict[str, Executable] = {}
-    for name, lowering in candidates().items():
+    for name, lowering in candidates(target).items():
         try:
             runs[name] = lowering.compile(graph, weights, inputs, lowering.freezes)
         except Exception as error:  # another one runs the program

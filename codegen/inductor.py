@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codegen import native
 from codegen.binding import bound
 from codegen.packing import pack
 from rewrite import compat
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from rewrite.graph import Graph
     from rewrite.lowering import Executable
+    from rewrite.target import Target
 
 aten = torch.ops.aten
 
@@ -41,12 +43,20 @@ def available() -> bool:
 
 
 class Inductor:
-    """Compiles a graph for the sizes, strides, dtypes and device of an example."""
+    """Compiles a graph for the sizes, strides, dtypes and device of an example.
+
+    Args:
+        target: measures where convolutions of our own are faster than oneDNN's, which TorchInductor calls; None for its
+            alone.
+    """
 
     name = "TorchInductor"
     freezes = True
     static = True
     arranges = True
+
+    def __init__(self, target: Target | None = None):
+        self._target = target
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights with the kernels of convolutions in channels-last layout."""
@@ -71,6 +81,8 @@ class Inductor:
         tensors = [i for i in range(len(inputs)) if i not in literals]
         examples = [_like(tensor) for tensor in (*(inputs[i] for i in tensors), *(weights[n] for n in arguments))]
         results = _results(module, examples)
+        if frozen:
+            native.bind(module, examples, self._target)
         if not frozen:
             _restore_strides(module, results, _results(module, _recorded_layout(graph, arguments, examples)))
         computed = _keep_computed(module, results)
@@ -90,7 +102,7 @@ class Inductor:
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
         """The module with packed kernels in channels-last layout; what Inductor generates runs operator by operator."""
-        pack(module)
+        pack(module, self._target)
         return module.forward
 
     def compile_traced(

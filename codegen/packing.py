@@ -1,4 +1,5 @@
-"""The kernels that frozen code of TorchInductor calls on a CPU: oneDNN's for convolutions, MKL's for linear layers.
+"""The kernels that frozen code of TorchInductor calls on a CPU: oneDNN's for convolutions, MKL's for linear layers, and
+our own where they are faster.
 
 Their weights are packed once. A program with them runs operator by operator as fast as compiled code does where these
 kernels are what it takes, so it can be timed without compiling.
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from codegen import native
 from codegen.binding import is_bound
 from rewrite import compat
 from rewrite.ops import Convolution, Linear, view
@@ -18,15 +20,20 @@ from rewrite.ops import Convolution, Linear, view
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
+    from rewrite.target import Target
+
 _FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-def pack(module: GraphModule) -> None:
+def pack(module: GraphModule, target: Target | None = None) -> None:
     """Let the convolutions and linear layers of a module call packed kernels, where compiled code does.
 
     Args:
         module: on the CPU, with recorded values; weights are its attributes.
+        target: tells where kernels of our own are faster; None for Winograd's algorithm alone.
     """
+    examples = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    native.bind(module, examples, target, keep_strides=False)
     for node in list(module.graph.nodes):
         found = view(node)
         packed: nn.Module | None = None

@@ -22,6 +22,7 @@ Choices, which are better here and worse there, so that they are made only where
 - :mod:`passes.patches_as_linear`: a patch embedding as a linear layer over patches
 - :mod:`passes.pointwise`: linear layers as 1x1 convolutions, and back
 - :mod:`passes.fft_convolution`: a convolution with a long kernel by Fourier transforms
+- :mod:`passes.winograd_convolution`: a 3x3 convolution with a quarter of the products
 - :mod:`passes.conv1d_as_conv2d`: a convolution over a sequence as one over an image of one row
 - :mod:`passes.explicit_padding`: the zeros around a convolution's input by an operator of their own
 - :mod:`passes.convert_layout`: what a convolution reads, copied to channels first or last
@@ -71,6 +72,7 @@ from passes.simplify import Simplify
 from passes.space_to_batch import SpaceToBatch
 from passes.split_support import SplitSupport
 from passes.trim_kernel import TrimKernel
+from passes.winograd_convolution import WinogradConvolution
 from rewrite.pipeline import Pipeline, Registry, Step
 
 STEPS: tuple[type[Step], ...] = (
@@ -78,7 +80,8 @@ STEPS: tuple[type[Step], ...] = (
     MergeWide, MergeSelection, HoistPooling, CommutePooling, ReductionAlgebra, ClampByConstant, MeanOfUniformGroupNorm,
     AveragePoolBeforePointwise, TrimKernel, PruneExact, RemoveUnreadChannels, FoldConstants,
     HoistSharedPooling, PatchesAsLinear, LinearAsConvolution, ConvolutionAsLinear, SpaceToBatch, SeparateKernel,
-    FilterBasis, SplitSupport, MergeSupport, FftConvolution, ShrinkTransform, Conv1dAsConv2d, ExplicitPadding,
+    FilterBasis, SplitSupport, MergeSupport, FftConvolution, WinogradConvolution, ShrinkTransform, Conv1dAsConv2d,
+    ExplicitPadding,
     ChannelsLast, ChannelsFirst, DepthwiseChannelsFirst, Select,
 )  # fmt: skip
 """Every step that pipelines can name."""

@@ -12,6 +12,7 @@ from passes.fft_convolution import FftConvolution
 from passes.patches_as_linear import PatchesAsLinear
 from passes.pointwise import ConvolutionAsLinear, LinearAsConvolution
 from passes.shrink_transform import ShrinkTransform
+from passes.winograd_convolution import WinogradConvolution
 from rewrite.pipeline import ChoicePass
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Select(ChoicePass):
     """Choose algorithms and layouts by measurement: those that together take the least time for the example.
 
-    Linear layers as 1x1 convolutions, convolutions by Fourier transforms and back, over sequences as over images, with
+    Linear layers as 1x1 convolutions, convolutions by Fourier transforms and back, or by Winograd's algorithm, over
+    sequences as over images, with
     padding of its own, and the layout of what convolutions read. Which are made is decided where the program is
     optimized (``tune=``); where nothing is measured nothing is made.
 
@@ -35,7 +37,7 @@ class Select(ChoicePass):
     def rules(self) -> tuple[Rule, ...]:
         """What is offered."""
         usual: tuple[Rule, ...] = (
-            LinearAsConvolution(), Conv1dAsConv2d(), FftConvolution(saving=0.5), ShrinkTransform(), ExplicitPadding(),
-            ChannelsLast(), ChannelsFirst(), DepthwiseChannelsFirst(),
+            LinearAsConvolution(), Conv1dAsConv2d(), FftConvolution(saving=0.5), ShrinkTransform(),
+            WinogradConvolution(), ExplicitPadding(), ChannelsLast(), ChannelsFirst(), DepthwiseChannelsFirst(),
         )  # fmt: skip
         return (*usual, ConvolutionAsLinear(), PatchesAsLinear()) if self.every else usual

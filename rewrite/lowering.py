@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from rewrite import compat
 from rewrite.graph import Graph, Mutation, Signature
 from rewrite.ops import Convolution
 from rewrite.ops.view import arguments
@@ -157,6 +158,38 @@ def writing_module(graph: Graph, arguments: Sequence[str]) -> GraphModule:
     output.args = (tuple(values[:count]),)
     module.recompile()
     return module
+
+
+def record(module: GraphModule, examples: Sequence[Any]) -> None:
+    """Record at each node of a flat module, as views read it, a fake tensor of the sizes and strides that it has.
+
+    Args:
+        module: its attributes are tensors.
+        examples: one for each of its arguments; only their metadata is read. Fake tensors are taken as they are.
+
+    Raises:
+        Exception: whatever an operator raises.
+    """
+    given = iter(examples)
+    env: dict[Node, Any] = {}
+    modes = (example.fake_mode for example in examples if isinstance(example, compat.FakeTensor))
+    mode = next(modes, None) or compat.FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+
+        def fake(value: Any) -> Any:
+            real = isinstance(value, Tensor) and not isinstance(value, compat.FakeTensor)
+            return mode.from_tensor(value, static_shapes=True) if real else value
+
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = fake(next(given))
+            elif node.op == "get_attr":
+                env[node] = fake(operator.attrgetter(str(node.target))(module))
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = node.target(*args, **kwargs)
+            if node in env:
+                node.meta["val"] = env[node]
 
 
 def _placeholder(nodes: fx.Graph, node: Node) -> Node:

@@ -189,18 +189,19 @@ def call_of(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tu
     return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), kwargs
 
 
-def lowering_of(name: str | None, traced: bool = False) -> Lowering:
+def lowering_of(name: str | None, traced: bool = False, target: Target | None = None) -> Lowering:
     """A lowering by name; None for the default, the best one that needs no measurement.
 
     Args:
         name: what the user wrote.
         traced: whether it has to compile inside ``torch.compile``.
+        target: measures which kernels are faster; None where nothing is measured.
 
     Raises:
         InputError: an unknown name, one that is not offered there, or what it needs is not installed.
     """
     if name is None:
-        return codegen.default_lowering()
+        return codegen.default_lowering(target)
     found = codegen.LOWERINGS.get(name)
     if found is None:
         raise InputError(f"lower={name!r} is unknown{nearest(str(name), codegen.LOWERINGS)}")
@@ -209,35 +210,51 @@ def lowering_of(name: str | None, traced: bool = False) -> Lowering:
             f"lower={name!r} is not offered inside torch.compile, where sizes are symbolic and weights are arguments; "
             f"pass {' or '.join(map(repr, sorted(codegen.TRACED)))}, or use rewrite.optimize"
         )
-    return found()
+    return found(target) if found in (codegen.Inductor, codegen.Fastest) else found()
 
 
 TUNE = "TORCH_REWRITE_TUNE"
 """The environment variable that stands for ``tune=`` where it is not given."""
 
 
-def tuning_of(tune: str | None, budget: float | None, lowering: Lowering | None, cached: bool = True) -> Tuning | None:
-    """How algorithms and layouts are chosen; None where nothing is measured.
+def target_of(tune: str | None, cached: bool = True) -> Target | None:
+    """What algorithms, layouts and kernels are measured on; None where nothing is measured.
 
     Measurements are kept between processes if ``cached``.
 
     Raises:
+        InputError: an unknown ``tune``.
+    """
+    if _tune(tune) == "off":
+        return None
+    cache = default_cache() if cached else None
+    directory = None if cache is None else cache.directory / "measurements"
+    return Target(measurements=Measurements(directory))
+
+
+def tuning_of(tune: str | None, budget: float | None, lowering: Lowering, target: Target | None) -> Tuning | None:
+    """How algorithms and layouts are chosen; None where nothing is measured.
+
+    Raises:
         InputError: an unknown ``tune``, or a budget that is no number of seconds.
     """
+    name = _tune(tune)
+    seconds: Any = budget
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
+        raise InputError(f"budget={budget!r} is no number of seconds; pass one that is not negative, or None")
+    if target is None:
+        return None
+    return Tuning(lowering, target, "full" if name == "full" else "quick", budget, Progress("measuring operators"))
+
+
+def _tune(tune: str | None) -> str:
+    """How thoroughly is measured, by what the user wrote or set in the environment."""
     name = "tune" if tune is not None else TUNE
     tune = os.environ.get(TUNE, "quick") if tune is None else tune
     known = ("off", *BUDGET)
     if tune not in known:
         raise InputError(f"{name}={tune!r} is not one of {', '.join(map(repr, known))}{nearest(str(tune), known)}")
-    seconds: Any = budget
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
-        raise InputError(f"budget={budget!r} is no number of seconds; pass one that is not negative, or None")
-    if tune == "off" or lowering is None:
-        return None
-    cache = default_cache() if cached else None
-    directory = None if cache is None else cache.directory / "measurements"
-    target = Target(measurements=Measurements(directory))
-    return Tuning(lowering, target, "full" if tune == "full" else "quick", budget, Progress("measuring operators"))
+    return tune
 
 
 def freezing_rule(step: Step) -> Rule | None:

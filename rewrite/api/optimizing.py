@@ -8,7 +8,7 @@ from torch import nn
 
 import passes
 from rewrite import compat
-from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_live, require_original, tuning_of
+from rewrite.api.arguments import call_of, lowering_of, recipe_of, require_live, require_original, target_of, tuning_of
 from rewrite.api.folding import unfolded_note
 from rewrite.cache import default_cache
 from rewrite.compiler import Compiler
@@ -116,9 +116,10 @@ def optimize(
     if release and not given:
         raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     model = bound(unwrap(model), method)
-    lowering = lowering_of(lower)
+    target = target_of(tune, cache)
+    lowering = lowering_of(lower, target=target)
     recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, numerics=numerics,
-                       listeners=tuple(listeners), tuning=tuning_of(tune, budget, lowering, cache))  # fmt: skip
+                       listeners=tuple(listeners), tuning=tuning_of(tune, budget, lowering, target))  # fmt: skip
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None, remark=unfolded_note)
     result = OptimizedModule(model, compiler.compile, lowering, shapes=Shapes(on_new_shape))
     if given:

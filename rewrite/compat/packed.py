@@ -22,14 +22,32 @@ def pack_convolution(
     return packed
 
 
+_FUSED: dict[str, tuple[str, list[float], str]] = {
+    "": ("none", [], ""), "relu": ("relu", [], ""), "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "hardswish": ("hardswish", [], ""), "hardsigmoid": ("hardsigmoid", [], ""), "sigmoid": ("sigmoid", [], ""),
+    "silu": ("swish", [], ""), "gelu": ("gelu", [], "none"),
+}  # fmt: skip
+
+
 def packed_convolution(
     x: Tensor, packed: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int],
-    dilation: Sequence[int], groups: int,
+    dilation: Sequence[int], groups: int, activation: str = "", residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """A convolution with a packed kernel."""
-    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, padding, stride, dilation, groups, "none", [], ""
-    )
+    """A convolution with a packed kernel, what is added to it, and an activation, as frozen code has them in one call.
+
+    Args:
+        x, packed, bias, padding, stride, dilation, groups: the convolution.
+        activation: what frozen code calls along: ``"relu"``, ``"relu6"``, ``"hardswish"``, ``"hardsigmoid"``,
+            ``"sigmoid"``, ``"silu"``, ``"gelu"``; after a sum no other than ``"relu"`` is.
+        residual: of the result's shape.
+    """
+    call, layer = torch.ops.mkldnn._convolution_pointwise, (padding, stride, dilation, groups)
+    result: Tensor
+    if residual is None:
+        result = call(x, packed, bias, *layer, *_FUSED[activation])
+    else:
+        name = activation or None
+        result = call.binary(x, residual, packed, bias, *layer, "add", 1.0, name, [], "")
     return result
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule
 
-from rewrite import compat, printer
+from rewrite import printer
+from rewrite.lowering import record
 from rewrite.provenance import KEY
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def rehearsal(graph: Graph, fragment: Fragment, values: Mapping[Node, Any]) -> R
                 mapping[node].meta.update({KEY: node.meta[KEY]} if KEY in node.meta else {})
     nodes.output(tuple(mapping[node] for node in fragment.outputs))
     module = GraphModule(attributes, nodes)
-    _record(module, inputs)
+    record(module, inputs)
     return Rehearsal(module, tuple(inputs))
 
 
@@ -114,20 +115,3 @@ def _drawn(value: Tensor) -> Tensor:
     if value.is_floating_point() or value.is_complex():
         return made.copy_(torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.05)
     return made.zero_()
-
-
-def _record(module: GraphModule, inputs: list[Any]) -> None:
-    mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
-    env: dict[Node, Any] = {}
-    given = iter(inputs)
-    with mode, torch.no_grad():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = mode.from_tensor(next(given), static_shapes=True)
-            elif node.op == "get_attr":
-                env[node] = mode.from_tensor(getattr(module, str(node.target)), static_shapes=True)
-            elif node.op == "call_function":
-                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = node.target(*args, **kwargs)
-            if node in env:
-                node.meta["val"] = env[node]

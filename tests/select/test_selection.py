@@ -15,7 +15,7 @@ import rewrite.trying
 from codegen import Eager
 from passes import FftConvolution, FoldConstants, LinearAsConvolution, Select, Simplify
 from rewrite import optimize
-from rewrite.api.arguments import tuning_of
+from rewrite.api.arguments import target_of, tuning_of
 from rewrite.compiler import Compiler
 from rewrite.driver import Commit
 from rewrite.errors import InputError
@@ -241,13 +241,14 @@ def test_bad_arguments(tune, budget, message):
 
 def test_the_environment_stands_for_tune(monkeypatch):
     monkeypatch.setenv("TORCH_REWRITE_TUNE", "full")
-    found = tuning_of(None, None, Eager())
+    found = tuning_of(None, None, Eager(), target_of(None))
     assert found is not None
     assert found.tune == "full"
-    assert tuning_of("off", None, Eager()) is None
+    assert target_of("off") is None
+    assert tuning_of("off", None, Eager(), None) is None
     monkeypatch.setenv("TORCH_REWRITE_TUNE", "sometimes")
     with pytest.raises(InputError, match="TORCH_REWRITE_TUNE='sometimes' is not one of"):
-        tuning_of(None, None, Eager())
+        target_of(None)
 
 
 def test_keys_of_programs_tell_tunings_apart():

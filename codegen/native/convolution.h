@@ -1,0 +1,125 @@
+// Convolutions of images with channels last as products of gathered rows with packed panels ("The Indirect Convolution
+// Algorithm", Dukhan 2019): nothing is copied, and what follows a sum is done while it is in registers.
+#pragma once
+
+#include <vector>
+
+#include "parallel.h"
+#include "tile.h"
+
+namespace torch_rewrite {
+
+struct Image {
+  int64_t batch, height, width, channels;
+};
+
+struct Window {
+  int64_t height, width, stride_y, stride_x, top, left, dilation_y, dilation_x;
+  int64_t taps() const { return height * width; }
+};
+
+// [taps, depth, columns] in the order in which tiles read it: panel by panel.
+inline int64_t packed_size(int64_t taps, int64_t depth, int64_t columns) {
+  return taps * depth * Panels(columns).vectors * VL;
+}
+
+inline void pack(const float* from, int64_t taps, int64_t depth, int64_t columns, float* to) {
+  const Panels panels(columns);
+  for (int64_t p = 0; p < panels.count; p++) {
+    const int64_t first = panels.first(p) * VL, width = panels.width(p) * VL;
+    for (int64_t row = 0; row < taps * depth; row++)
+      for (int64_t j = 0; j < width; j++)
+        *to++ = first + j < columns ? from[row * columns + first + j] : 0.0f;
+  }
+}
+
+class Convolution {
+ public:
+  Convolution(const float* x, Image in, Window window, const float* packed, Image out, float* result,
+              Epilogue epilogue)
+      : x_(x), in_(in), window_(window), packed_(packed), out_(out), result_(result), epilogue_(epilogue),
+        panels_(out.channels), zeros_(in.channels, 0.0f),
+        pointwise_(window.taps() == 1 && in.height == out.height && in.width == out.width) {}
+
+  void run() {
+    const int64_t pixels = out_.batch * out_.height * out_.width;
+    const int64_t depth = window_.taps() * in_.channels;
+    const int threads = threads_for(pixels * depth * out_.channels);
+    // the larger operand is what threads should not read twice
+    const bool by_columns = out_.channels > pixels;
+    const int64_t across = by_columns ? std::min<int64_t>(threads, panels_.count) : 1;
+    const int64_t along = threads / across;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      const int64_t me = threads > 1 ? omp_get_thread_num() : 0;
+      if (me < across * along)
+        part(share(pixels, me / across, along), share(panels_.count, me % across, across));
+    }
+  }
+
+ private:
+  static constexpr int64_t CACHE = 48 * 1024;  // floats of the input that should stay in a core's cache
+
+  void part(Range pixels, Range panels) const {
+    const int64_t depth = in_.channels;
+    const int64_t chunk = std::max<int64_t>(CACHE / depth, 2 * MAX_ROWS);
+    const int64_t chunks = (pixels.end - pixels.begin + chunk - 1) / chunk;
+    std::vector<const float*> rows(window_.taps() * MAX_ROWS);
+    for (int64_t c = 0; c < chunks; c++) {
+      Range some = share(pixels.end - pixels.begin, c, chunks);
+      some.begin += pixels.begin, some.end += pixels.begin;
+      for (int64_t p = panels.begin; p < panels.end; p++) {
+        const int vectors = panels_.width(p), most = rows_for(vectors);
+        const int64_t tiles = (some.end - some.begin + most - 1) / most, column = panels_.first(p) * VL;
+        const float* panel = packed_ + window_.taps() * depth * column;
+        for (int64_t t = 0; t < tiles; t++) {
+          const Range range = share(some.end - some.begin, t, tiles);
+          const int count = static_cast<int>(range.end - range.begin);
+          int64_t offset[MAX_ROWS];
+          gather(some.begin + range.begin, count, rows.data(), offset);
+          alignas(64) float sums[MAX_ROWS * MAX_VECTORS * VL];
+          TILES.of[vectors][count](rows.data(), window_.taps(), depth, panel, sums, vectors * VL);
+          finish(sums, count, vectors, result_, offset, column, out_.channels, epilogue_);
+        }
+      }
+    }
+  }
+
+  void gather(int64_t pixel, int count, const float** rows, int64_t* offset) const {
+    if (pointwise_) {
+      for (int r = 0; r < count; r++)
+        rows[r] = x_ + (pixel + r) * in_.channels, offset[r] = (pixel + r) * out_.channels;
+      return;
+    }
+    int64_t x = pixel % out_.width, y = pixel / out_.width % out_.height, n = pixel / (out_.width * out_.height);
+    for (int r = 0; r < count; r++) {
+      offset[r] = (pixel + r) * out_.channels;
+      for (int64_t ky = 0, tap = 0; ky < window_.height; ky++) {
+        const int64_t from_y = y * window_.stride_y - window_.top + ky * window_.dilation_y;
+        for (int64_t kx = 0; kx < window_.width; kx++, tap++) {
+          const int64_t from_x = x * window_.stride_x - window_.left + kx * window_.dilation_x;
+          const bool inside = from_y >= 0 && from_y < in_.height && from_x >= 0 && from_x < in_.width;
+          rows[tap * MAX_ROWS + r] =
+              inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels : zeros_.data();
+        }
+      }
+      if (++x == out_.width) {
+        x = 0;
+        if (++y == out_.height) y = 0, n++;
+      }
+    }
+  }
+
+  const float* x_;
+  Image in_;
+  Window window_;
+  const float* packed_;
+  Image out_;
+  float* result_;
+  Epilogue epilogue_;
+  Panels panels_;
+  std::vector<float> zeros_;
+  bool pointwise_;
+};
+
+}  // namespace torch_rewrite

@@ -1,0 +1,140 @@
+// Depthwise convolutions of images with channels last: a block of channels of some rows is copied beside its zeros into
+// the nearest cache, and a row of results is summed in registers.
+#pragma once
+
+#include "convolution.h"
+
+namespace torch_rewrite {
+
+class Depthwise {
+ public:
+  // `kernel` is [taps, channels], the latter filled up with zeros to a multiple of 16.
+  Depthwise(const float* x, Image in, Window window, const float* kernel, Image out, float* result, Epilogue epilogue)
+      : x_(x), in_(in), window_(window), kernel_(kernel), out_(out), result_(result), epilogue_(epilogue),
+        blocks_((in.channels + VL - 1) / VL), reach_y_((window.height - 1) * window.dilation_y + 1),
+        reach_x_((window.width - 1) * window.dilation_x + 1) {}
+
+  void run() {
+    width_ = (out_.width - 1) * window_.stride_x + reach_x_;
+    // as many rows of results as have their inputs in the cache
+    const int64_t most = std::max<int64_t>((CACHE / (width_ * VL) - reach_y_) / window_.stride_y + 1, 1);
+    strips_ = (out_.height + most - 1) / most;
+    const int64_t tasks = out_.batch * strips_ * blocks_;
+    const int threads = static_cast<int>(std::min<int64_t>(
+        threads_for(out_.batch * out_.height * out_.width * out_.channels * window_.taps()), tasks));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      thread_local Scratch scratch;
+      const Range range = share(tasks, threads > 1 ? omp_get_thread_num() : 0, threads);
+      for (int64_t task = range.begin; task < range.end; task++)
+        part(task / blocks_ / strips_, share(out_.height, task / blocks_ % strips_, strips_), task % blocks_, scratch);
+    }
+  }
+
+ private:
+  static constexpr int64_t CACHE = 6 * 1024;  // floats
+
+  void part(int64_t n, Range ys, int64_t block, Scratch& scratch) const {
+    const int64_t rows = (ys.end - ys.begin - 1) * window_.stride_y + reach_y_;
+    float* copied = scratch.take(rows * width_ * VL);
+    copy(n, ys.begin * window_.stride_y - window_.top, rows, block, copied);
+    const int64_t channel = block * VL;
+    const int64_t groups = (out_.width + WIDE - 1) / WIDE;
+    for (int64_t y = ys.begin; y < ys.end; y++) {
+      const float* from = copied + (y - ys.begin) * window_.stride_y * width_ * VL;
+      const int64_t to = ((n * out_.height + y) * out_.width) * out_.channels;
+      for (int64_t g = 0; g < groups; g++) {
+        const Range some = share(out_.width, g, groups);
+        const int count = static_cast<int>(some.end - some.begin);
+        alignas(64) float sums[WIDE * VL];
+        int64_t offset[WIDE];
+        for (int i = 0; i < count; i++) offset[i] = to + (some.begin + i) * out_.channels;
+        row(std::make_integer_sequence<int, WIDE>{}, count, from + some.begin * window_.stride_x * VL,
+            kernel_ + channel, sums);
+        finish(sums, count, 1, result_, offset, channel, out_.channels, epilogue_);
+      }
+    }
+  }
+
+  static constexpr int WIDE = REGISTERS == 32 ? 8 : 4;  // neighbours that are summed at once
+
+  void copy(int64_t n, int64_t y, int64_t rows, int64_t block, float* to) const {
+    const int64_t channel = block * VL, left = in_.channels - channel;
+    for (int64_t r = 0; r < rows; r++, y++) {
+      const float* from = x_ + (n * in_.height + y) * in_.width * in_.channels + channel;
+      const bool inside = y >= 0 && y < in_.height;
+      const int64_t first = inside ? std::min(window_.left, width_) : width_;
+      const int64_t last = inside ? std::clamp(window_.left + in_.width, first, width_) : width_;
+      int64_t j = 0;
+      for (; j < first; j++, to += VL) store(to, vec{});
+      if (left >= VL) {
+        for (; j < last; j++, from += in_.channels, to += VL) store(to, load(from));
+      } else {
+        for (; j < last; j++, from += in_.channels, to += VL) store(to, load(from, left));
+      }
+      for (; j < width_; j++, to += VL) store(to, vec{});
+    }
+  }
+
+  // The sums of `count` neighbours, by code for that number.
+  template <int... COUNTS>
+  void row(std::integer_sequence<int, COUNTS...>, int count, const float* from, const float* kernel,
+           float* sums) const {
+    ((count == COUNTS + 1 && (row_of<COUNTS + 1>(from, kernel, sums), true)) || ...);
+  }
+
+  template <int COUNT>
+  void row_of(const float* from, const float* kernel, float* sums) const {
+    if (window_.stride_x == 1 && window_.dilation_x == 1) {
+      switch (window_.width) {
+        case 3: return summed<COUNT, 3>(from, kernel, sums);
+        case 5: return summed<COUNT, 5>(from, kernel, sums);
+        case 7: return summed<COUNT, 7>(from, kernel, sums);
+        default: break;
+      }
+    }
+    summed<COUNT, 0>(from, kernel, sums);
+  }
+
+  // A kernel of a known width shares what it loads among neighbours.
+  template <int COUNT, int WIDTH>
+  void summed(const float* from, const float* kernel, float* sums) const {
+    vec sum[COUNT] = {};
+    const int64_t step = (out_.channels + 15) / 16 * 16;
+    for (int64_t ky = 0; ky < window_.height; ky++, from += window_.dilation_y * width_ * VL) {
+      if constexpr (WIDTH > 0) {
+        vec weights[WIDTH];
+#pragma GCC unroll 8
+        for (int kx = 0; kx < WIDTH; kx++) weights[kx] = load(kernel + kx * step);
+        kernel += WIDTH * step;
+#pragma GCC unroll 16
+        for (int j = 0; j < COUNT + WIDTH - 1; j++) {
+          const vec x = load(from + j * VL);
+#pragma GCC unroll 8
+          for (int kx = 0; kx < WIDTH; kx++)
+            if (j - kx >= 0 && j - kx < COUNT) sum[j - kx] += x * weights[kx];
+        }
+      } else {
+        for (int64_t kx = 0; kx < window_.width; kx++, kernel += step) {
+          const vec weight = load(kernel);
+#pragma GCC unroll 8
+          for (int i = 0; i < COUNT; i++)
+            sum[i] += weight * load(from + (i * window_.stride_x + kx * window_.dilation_x) * VL);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i++) store(sums + i * VL, sum[i]);
+  }
+
+  const float* x_;
+  Image in_;
+  Window window_;
+  const float* kernel_;
+  Image out_;
+  float* result_;
+  Epilogue epilogue_;
+  int64_t blocks_, reach_y_, reach_x_, width_ = 0, strips_ = 1;
+};
+
+}  // namespace torch_rewrite

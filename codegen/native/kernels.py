@@ -1,0 +1,79 @@
+"""The weights of a convolution as a kernel wants them, and the geometry that it is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codegen.native import operators
+from rewrite.winograd import POINTS, SPACING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_CHANNELS = 16
+"""Kernels of depthwise convolutions are filled up to a multiple of so many."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of our own with its weights.
+
+    Attributes:
+        kind: one of :data:`codegen.native.operators.KINDS`.
+        packed: the weights in the kernel's order.
+        bias: ``[O]`` or None.
+        geometry: as operators take it.
+    """
+
+    kind: str
+    packed: Tensor
+    bias: Tensor | None
+    geometry: tuple[int, ...]
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The result for an image with channels last."""
+        return self.operator(x, self.packed, self.bias, residual, list(self.geometry))
+
+    @property
+    def operator(self) -> Callable[..., Tensor]:
+        """What is called."""
+        return operators.operator(self.kind)
+
+
+def geometry(
+    result: Sequence[int], kernel: Sequence[int], stride: Sequence[int], low: Sequence[int], dilation: Sequence[int],
+    activation: str,
+) -> tuple[int, ...]:  # fmt: skip
+    """The numbers that an operator takes; ``result`` is ``[N, O, H, W]``, ``low`` the zeros above and to the left."""
+    number = operators.ACTIVATIONS.index(activation)
+    return (*result[1:], *kernel, *stride, *low, *dilation, number)
+
+
+def packed_dense(weight: Tensor) -> Tensor:
+    """``[O, C, kh, kw]`` as a matrix ``[C, O]`` for each tap, packed."""
+    outputs, inputs, *taps = weight.shape
+    return operators.pack(weight.permute(2, 3, 1, 0).reshape(taps[0] * taps[1], inputs, outputs))
+
+
+def packed_depthwise(weight: Tensor) -> Tensor:
+    """``[C, 1, kh, kw]`` as ``[taps, C]``, filled up with zeros."""
+    channels = weight.shape[0]
+    by_tap = weight.reshape(channels, -1).t()
+    return F.pad(by_tap, (0, -channels % _CHANNELS)).contiguous()
+
+
+def packed_spectrum(spectrum: Tensor) -> Tensor:
+    """``[6, 6, C, O]`` of :class:`~rewrite.winograd.WinogradConvolution` as packed matrices, one behind the other.
+
+    The kernel evaluates polynomials with whole coefficients, which are too large by a factor for each point.
+    """
+    points = SPACING * torch.arange(-2, 3, dtype=torch.float64)
+    apart = points[:, None] - points[None, :] + torch.eye(len(points), dtype=torch.float64)
+    factor = torch.cat([apart.prod(1), torch.ones(1, dtype=torch.float64)])
+    scaled = (spectrum.double() / (factor[:, None] * factor)[..., None, None]).to(spectrum.dtype)
+    return torch.cat([operators.pack(matrix[None]) for matrix in scaled.reshape(POINTS * POINTS, *spectrum.shape[2:])])

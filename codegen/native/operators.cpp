@@ -1,0 +1,126 @@
+// The operators: torch's tensors in, torch's tensors out, by torch's stable interface, which compiles in seconds.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "convolution.h"
+#include "depthwise.h"
+#include "pool.h"
+#include "winograd.h"
+
+namespace torch_rewrite {
+namespace {
+
+using torch::stable::Tensor;
+
+const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
+float* writable(Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
+
+const torch::stable::Device CPU(torch::headeronly::DeviceType::CPU);
+
+Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int64_t count) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+  if (bytes >= Pool::SMALLEST)
+    return torch::stable::from_blob(Pool::instance().take(bytes), sizes, strides, CPU,
+                                    torch::headeronly::ScalarType::Float, [](void* block) { Pool::instance().give(block); });
+  AtenTensorHandle handle;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle))
+    throw std::runtime_error("torch could not allocate a result");
+  return Tensor(handle);
+}
+
+Tensor empty(const Image& image) {
+  const auto [n, h, w, c] = image;
+  return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, n * h * w * c);
+}
+
+// The sizes of a tensor with channels last, [N, C, H, W].
+Image image(const Tensor& x) {
+  const Image image{x.size(0), x.size(2), x.size(3), x.size(1)};
+  const std::array<int64_t, 4> wanted{image.height * image.width * image.channels, 1, image.width * image.channels,
+                                      image.channels};
+  for (int i = 0; i < 4; i++)
+    if (x.size(i) > 1 && x.stride(i) != wanted[i])
+      throw std::invalid_argument("native kernels take images in channels-last layout, densely");
+  return image;
+}
+
+struct Geometry {
+  Image out;
+  Window window;
+  Activation activation;
+};
+
+// [channels, height, width] of the result; [height, width], [stride], [top, left], [dilation] of the kernel; activation.
+Geometry geometry(int64_t batch, const std::vector<int64_t>& of) {
+  if (of.size() != 12) throw std::invalid_argument("geometry has 12 numbers");
+  return {{batch, of[1], of[2], of[0]},
+          {of[3], of[4], of[5], of[6], of[7], of[8], of[9], of[10]},
+          static_cast<Activation>(of[11])};
+}
+
+Epilogue epilogue(const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, Image out,
+                  Activation activation) {
+  if (residual) {
+    const Image given = image(*residual);
+    if (given.batch != out.batch || given.height != out.height || given.width != out.width ||
+        given.channels != out.channels)
+      throw std::invalid_argument("what is added has another shape than the result");
+  }
+  return {bias ? data(*bias) : nullptr, residual ? data(*residual) : nullptr, activation};
+}
+
+Tensor pack_matrices(Tensor matrices) {
+  const int64_t taps = matrices.size(0), depth = matrices.size(1), columns = matrices.size(2);
+  const int64_t count = packed_size(taps, depth, columns);
+  Tensor packed = empty({count}, {1}, count);
+  pack(data(matrices), taps, depth, columns, writable(packed));
+  return packed;
+}
+
+Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                   std::vector<int64_t> numbers) {
+  const Image in = image(x);
+  const auto [out, window, activation] = geometry(in.batch, numbers);
+  Tensor result = empty(out);
+  Convolution(data(x), in, window, data(packed), out, writable(result), epilogue(bias, residual, out, activation))
+      .run();
+  return result;
+}
+
+Tensor depthwise(Tensor x, Tensor kernel, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                 std::vector<int64_t> numbers) {
+  const Image in = image(x);
+  const auto [out, window, activation] = geometry(in.batch, numbers);
+  Tensor result = empty(out);
+  Depthwise(data(x), in, window, data(kernel), out, writable(result), epilogue(bias, residual, out, activation))
+      .run();
+  return result;
+}
+
+Tensor winograd(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                std::vector<int64_t> numbers) {
+  const Image in = image(x);
+  const auto [out, window, activation] = geometry(in.batch, numbers);
+  Tensor result = empty(out);
+  Winograd(data(x), in, window, data(packed), out, writable(result), epilogue(bias, residual, out, activation)).run();
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
+  library.impl("native_pack", TORCH_BOX(&pack_matrices));
+  library.impl("native_convolution", TORCH_BOX(&convolution));
+  library.impl("native_depthwise", TORCH_BOX(&depthwise));
+  library.impl("native_winograd", TORCH_BOX(&winograd));
+}
+
+}  // namespace torch_rewrite

@@ -1,0 +1,50 @@
+"""The operators of the compiled library, by their schemas.
+
+All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last and dense,
+and give one like that. ``geometry`` is ``[channels, height, width]`` of the result, ``[height, width]``, ``[stride]``,
+``[top, left]``, ``[dilation]`` of the kernel, and the place of the activation in :data:`ACTIVATIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
+"""In the order of the C++ enumeration; '' is none."""
+
+KINDS = ("convolution", "depthwise", "winograd")
+
+_LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
+_LIBRARY.define("native_pack(Tensor matrices) -> Tensor")
+
+
+def _fake(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Sequence[int]) -> Tensor:
+    channels, height, width = geometry[:3]
+    return x.new_empty([x.shape[0], channels, height, width]).to(memory_format=torch.channels_last)
+
+
+for _kind in KINDS:
+    _LIBRARY.define(
+        f"native_{_kind}(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, int[] geometry) -> Tensor",
+        tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag),
+    )
+    torch.library.register_fake(f"torch_rewrite::native_{_kind}", _fake, lib=_LIBRARY)
+
+
+def operator(kind: str) -> Callable[..., Tensor]:
+    """The operator of a kind."""
+    found: Callable[..., Tensor] = getattr(torch.ops.torch_rewrite, f"native_{kind}").default
+    return found
+
+
+def pack(matrices: Tensor) -> Tensor:
+    """``[taps, depth, columns]`` in the order in which the kernels read it, flat."""
+    packed: Tensor = torch.ops.torch_rewrite.native_pack.default(matrices.contiguous())
+    return packed

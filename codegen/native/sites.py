@@ -1,0 +1,177 @@
+"""Where a graph has a convolution that our kernels compute, and what they can do along with it."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from codegen.binding import is_bound
+from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_spectrum
+from rewrite.ops import Clamp, Convolution, Copy, Sum, activation, is_tensor, same_type, value, view_as
+from rewrite.winograd import TAPS, WinogradConvolution, recognised
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+_BY_TARGET: dict[Any, str] = {
+    aten.relu.default: "relu", aten.hardswish.default: "hardswish", aten.hardsigmoid.default: "hardsigmoid",
+    aten.sigmoid.default: "sigmoid", aten.silu.default: "silu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """A convolution with what follows it.
+
+    Attributes:
+        layer: the convolution, plain or by Winograd's algorithm.
+        input: what it reads, ``[N, C, H, W]``.
+        bias: ``[O]`` or None.
+        residual: what is added before the activation, or None.
+        activation: one of :data:`codegen.native.operators.ACTIVATIONS`.
+        node: the result of all of it.
+    """
+
+    layer: Convolution | WinogradConvolution
+    input: Node
+    bias: Tensor | None
+    residual: Node | None
+    activation: str
+    node: Node
+
+    def kernel(self, module: GraphModule) -> Kernel:
+        """The kernel with its weights."""
+        result = [int(size) for size in value(self.node).shape]
+        if isinstance(self.layer, WinogradConvolution):
+            spectrum = constant(module, self.layer.spectrum)
+            assert spectrum is not None
+            low = [pair[0] for pair in self.layer.padding]
+            numbers = geometry(result, (TAPS, TAPS), (1, 1), low, (1, 1), self.activation)
+            return Kernel("winograd", packed_spectrum(spectrum), self.bias, numbers)
+        conv, weight = self.layer, constant(module, self.layer.weight)
+        assert weight is not None
+        low = [pair[0] for pair in conv.padding]
+        numbers = geometry(result, conv.kernel, conv.stride, low, conv.dilation, self.activation)
+        if conv.groups == 1:
+            return Kernel("convolution", packed_dense(weight), self.bias, numbers)
+        return Kernel("depthwise", packed_depthwise(weight), self.bias, numbers)
+
+
+def sites(module: GraphModule) -> list[Site]:
+    """The convolutions of a module that our kernels compute, in order; none shares an operator with another one."""
+    found: list[Site] = []
+    taken: set[Node] = set()
+    for node in module.graph.nodes:
+        layer = _layer(module, node)
+        site = None if layer is None else _with_epilogue(module, layer, taken)
+        if site is not None:
+            found.append(site)
+    return found
+
+
+def constant(module: GraphModule, node: Node | None) -> Tensor | None:
+    """The value of a node that is an attribute of the module."""
+    if node is None or node.op != "get_attr":
+        return None
+    found = operator.attrgetter(str(node.target))(module)
+    return found if isinstance(found, Tensor) else None
+
+
+def _layer(module: GraphModule, node: Node) -> Convolution | WinogradConvolution | None:
+    if not is_tensor(node) or not _fits(value(node)):
+        return None
+    conv = view_as(node, Convolution)
+    if conv is not None:
+        return conv if _has_kernel(module, conv) else None
+    known = functools.partial(constant, module)
+    found = recognised(node, known)
+    if found is None or any(recognised(user, known) is not None for user in node.users):
+        return None  # it goes on: more of the last tiles is cut off
+    spectrum = constant(module, found.spectrum)
+    return found if _fits(value(found.input)) and spectrum is not None and _fits(spectrum) else None
+
+
+def _has_kernel(module: GraphModule, conv: Convolution) -> bool:
+    weight = constant(module, conv.weight)
+    if weight is None or not _fits(weight) or conv.dims != 2 or conv.transposed or not conv.batched or is_bound(conv):
+        return False
+    if not _fits(value(conv.input)) or (conv.bias is not None and constant(module, conv.bias) is None):
+        return False
+    return conv.groups == 1 or conv.groups == conv.in_channels == conv.out_channels
+
+
+def _fits(tensor: Tensor) -> bool:
+    fixed = all(isinstance(size, int) for size in tensor.shape)
+    return fixed and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > 0
+
+
+def _with_epilogue(module: GraphModule, layer: Convolution | WinogradConvolution, taken: set[Node]) -> Site | None:
+    """The convolution with what follows, which is taken; None where another kernel could do along what ours cannot."""
+    node = layer.node
+    bias = constant(module, layer.bias) if isinstance(layer, Convolution) else None
+    residual: Node | None = None
+    follower, added = _sum(node, taken)
+    if bias is None and added is not None and (bias := _vector(module, added)) is not None:
+        node = follower
+        follower, added = _sum(node, taken)
+    elif isinstance(layer, WinogradConvolution) and view_as(follower := _reader(node, taken), Copy) is not None:
+        # the tiles that are left, as a tensor of their own
+        node = follower
+        follower, added = _sum(node, taken)
+    if added is not None and _alike(added, node):
+        node, residual = follower, added
+    name, reader = "", _reader(node, taken)
+    if reader is not None and activation(reader) is not None:
+        name = _name(reader)
+        if not name and isinstance(layer, Convolution):
+            return None
+        node = reader if name else node
+    taken.update((layer.node, node), [follower] if residual is not None else [])
+    return Site(layer, layer.input, bias, residual, name, node)
+
+
+def _reader(node: Node, taken: set[Node]) -> Node | None:
+    """The only reader of a node."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return None if user is None or user in taken or user.op == "output" else user
+
+
+def _sum(node: Node, taken: set[Node]) -> tuple[Node, Node | None]:
+    """The only reader of a node, and what it adds to it."""
+    user = _reader(node, taken)
+    found = view_as(user, Sum)
+    if user is None or found is None or any(term.node is None or term.coefficient != 1 for term in found.terms):
+        return node, None
+    left, right = found.operands
+    if left is right or not same_type(user, node):
+        return node, None
+    return user, right if left is node else left
+
+
+def _vector(module: GraphModule, node: Node) -> Tensor | None:
+    """A bias ``[O, 1, 1]``, as ``[O]``."""
+    found = constant(module, node)
+    if found is None or not _fits(found) or found.shape[-2:] != (1, 1) or found.numel() != found.shape[-3]:
+        return None
+    return found.reshape(-1)
+
+
+def _alike(a: Node, b: Node) -> bool:
+    return is_tensor(a) and _fits(value(a)) and value(a).shape == value(b).shape
+
+
+def _name(node: Node) -> str:
+    """The activation that a node computes, if there is code for it."""
+    clamp: Any = view_as(node, Clamp)
+    if clamp is not None:
+        return {(0.0, float("inf")): "relu", (0.0, 6.0): "relu6"}.get((clamp.low, clamp.high), "")
+    if node.target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none":
+        return "gelu"
+    return _BY_TARGET.get(node.target, "")

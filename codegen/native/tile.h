@@ -1,0 +1,112 @@
+// Products of a few rows with a panel of a packed matrix, all sums in registers.
+#pragma once
+
+#include <algorithm>
+
+#include "vector.h"
+
+namespace torch_rewrite {
+
+constexpr int MAX_VECTORS = REGISTERS == 32 ? 4 : 2;  // of columns in a panel
+constexpr int MAX_ROWS = 14;
+
+// How many rows fit into registers beside a panel's row of so many vectors.
+constexpr int rows_for(int vectors) {
+  return std::min(MAX_ROWS, (REGISTERS - 2 - (REGISTERS == 32 ? vectors : 0)) / vectors);
+}
+
+// Columns are cut into panels of one to MAX_VECTORS vectors, as even as can be.
+struct Panels {
+  int64_t columns, vectors, count;
+  explicit Panels(int64_t columns)
+      : columns(columns), vectors((columns + VL - 1) / VL), count((vectors + MAX_VECTORS - 1) / MAX_VECTORS) {}
+  int64_t first(int64_t panel) const { return panel * vectors / count; }  // its first vector
+  int width(int64_t panel) const { return static_cast<int>(first(panel + 1) - first(panel)); }
+};
+
+// What is done to a sum before it is stored.
+struct Epilogue {
+  const float* bias;      // for all columns, or none
+  const float* residual;  // like the result, or none: added before the activation
+  Activation activation;
+};
+
+// `rows[tap * MAX_ROWS + r]` are the inputs of row r; its sums, whole vectors, go to `sums + r * stride`.
+using Tile = void (*)(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* sums,
+                      int64_t stride);
+
+// Nothing is called in here: the compiler keeps all sums in registers only then.
+template <int ROWS, int VECTORS>
+void multiply(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* sums,
+              int64_t stride) {
+  vec sum[ROWS][VECTORS] = {};
+  for (int64_t tap = 0; tap < taps; tap++) {
+    const float* a[ROWS];
+#pragma GCC unroll 14
+    for (int r = 0; r < ROWS; r++) a[r] = rows[tap * MAX_ROWS + r];
+    for (int64_t k = 0; k < depth; k++) {
+      vec b[VECTORS];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++) b[v] = load(panel + v * VL);
+      panel += VECTORS * VL;
+#pragma GCC unroll 14
+      for (int r = 0; r < ROWS; r++) {
+        const vec x = all(a[r][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) sum[r][v] += x * b[v];
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) store(sums + r * stride + v * VL, sum[r][v]);
+}
+
+template <Activation ACTIVATION>
+void finish_with(const float* sums, int rows, int vectors, float* out, const int64_t* offset, int64_t column,
+                 int64_t columns, const Epilogue& epilogue) {
+  for (int v = 0; v < vectors; v++, column += VL) {
+    const int64_t left = columns - column;
+    const vec bias = epilogue.bias ? load(epilogue.bias + column, left) : vec{};
+    for (int r = 0; r < rows; r++) {
+      vec value = load(sums + (r * vectors + v) * VL) + bias;
+      if (epilogue.residual) value += load(epilogue.residual + offset[r] + column, left);
+      store(out + offset[r] + column, activated(value, ACTIVATION), left);
+    }
+  }
+}
+
+// Stores rows of sums, `vectors` wide, from a column on; row r goes to `out + offset[r]`.
+inline void finish(const float* sums, int rows, int vectors, float* out, const int64_t* offset, int64_t column,
+                   int64_t columns, const Epilogue& epilogue) {
+  const auto with = [&](auto how) { how(sums, rows, vectors, out, offset, column, columns, epilogue); };
+  switch (epilogue.activation) {
+    case Activation::none: return with(finish_with<Activation::none>);
+    case Activation::relu: return with(finish_with<Activation::relu>);
+    case Activation::relu6: return with(finish_with<Activation::relu6>);
+    case Activation::hardswish: return with(finish_with<Activation::hardswish>);
+    case Activation::hardsigmoid: return with(finish_with<Activation::hardsigmoid>);
+    case Activation::sigmoid: return with(finish_with<Activation::sigmoid>);
+    case Activation::silu: return with(finish_with<Activation::silu>);
+    case Activation::gelu: return with(finish_with<Activation::gelu>);
+  }
+}
+
+template <int VECTORS, int... ROWS>
+constexpr void fill(Tile (&row)[MAX_ROWS + 1], std::integer_sequence<int, ROWS...>) {
+  ((row[ROWS + 1] = multiply<ROWS + 1, VECTORS>), ...);
+}
+
+struct Tiles {
+  Tile of[MAX_VECTORS + 1][MAX_ROWS + 1] = {};
+  constexpr Tiles() { fill_all(std::make_integer_sequence<int, MAX_VECTORS>{}); }
+  template <int... V>
+  constexpr void fill_all(std::integer_sequence<int, V...>) {
+    (fill<V + 1>(of[V + 1], std::make_integer_sequence<int, rows_for(V + 1)>{}), ...);
+  }
+};
+
+inline constexpr Tiles TILES{};
+
+}  // namespace torch_rewrite

@@ -1,0 +1,183 @@
+"""Our kernels in programs: where they are put, what is done along with them, and that nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codegen import native
+from codegen.inductor import Inductor
+from codegen.native import binding, library
+from codegen.native.sites import sites
+from rewrite import compat, optimize
+from rewrite.lowering import flat_module, record, weight_order
+from rewrite.trace import capture
+from tests.select.scripted import Scripted
+
+needs_native = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler on Linux and x86")
+
+
+def module_of(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
+    """The flat module of a model with its weights as attributes."""
+    graph = capture(model.eval(), (x,)).graph
+    weights = {name: graph.weights[name].detach() for name in weight_order(graph)}
+    return flat_module(graph, (), weights)
+
+
+def ours(what: str, name: str) -> float:
+    return 1.0 if name == "native" else 2.0
+
+
+def theirs(what: str, name: str) -> float:
+    return 1.0 if name == "onednn" else 2.0
+
+
+def called(module: torch.fx.GraphModule) -> list[str]:
+    """The kinds of our kernels that a module calls."""
+    names = [str(node.target) for node in module.graph.nodes if "torch_rewrite.native" in str(node.target)]
+    return [name.split("native_")[1].split(".")[0] for name in names]
+
+
+def check(model: nn.Module, x: Tensor, kinds: list[str], price: Callable[[str, str], float] = ours) -> None:
+    """Bind a model's kernels; the results, their strides, and which kernels there are."""
+    with torch.no_grad():
+        expected = compat.tree_flatten(model.eval()(x))[0]
+    module = module_of(model, x)
+    count = native.bind(module, (x,), Scripted(price=price))
+    found = module(x)
+    assert called(module) == kinds
+    assert count == len(kinds)
+    for new, old in zip(found, expected, strict=True):
+        assert new.stride() == old.stride()
+        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+
+
+class Residual(nn.Module):
+    """Two convolutions whose results are added, an activation behind the sum, and one that also reads the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.c = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x):
+        y = F.hardswish(self.a(x) + self.b(x))
+        return y + self.c(y)
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: convolutions of one pixel, a sum that broadcasts, and functions without code of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 12, 3, stride=2), nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.other, self.last = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        x = F.silu(self.stem(x))
+        gate = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        y = self.other(x) + gate
+        return F.leaky_relu(self.last(y * gate)), y
+
+
+class Shared(nn.Module):
+    """A convolution that is read before and behind its activation, and one result that is added to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 6, 3), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.b(F.relu(y))
+        return y.transpose(2, 3), z + z, self.b(x.new_ones(2, 6, 5, 5))
+
+
+@needs_native
+@pytest.mark.parametrize(("model", "shape", "kinds"), [
+    (Residual(), (2, 8, 9, 11), ["convolution", "convolution", "depthwise"]),
+    # the last one's activation is done along with oneDNN's kernel, and not with ours
+    (Gated(), (2, 3, 13, 13), ["convolution"] * 4),
+    (Shared(), (2, 4, 9, 9), ["convolution"] * 3),
+    (nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), (1, 4, 9, 9),
+     ["convolution"]),
+    (nn.Conv1d(4, 4, 3), (1, 4, 9), []),
+    (nn.Sequential(nn.Conv2d(4, 4, (1, 3), padding="same"), nn.ReLU6(), nn.GELU()), (1, 4, 5, 9), ["convolution"]),
+])  # fmt: skip
+def test_kernels_are_bound(model, shape, kinds):
+    check(model, torch.randn(shape), kinds)
+    check(model, torch.randn(shape).contiguous(memory_format=torch.channels_last) if len(shape) == 4
+          else torch.randn(shape), kinds)  # fmt: skip
+
+
+@needs_native
+def test_what_follows_is_done_along():
+    module = module_of(Residual(), x := torch.randn(2, 8, 9, 11))
+    record(module, (x,))
+    found = sites(module)
+    assert [(site.activation, site.residual is not None) for site in found] == [
+        ("hardswish", True), ("", False), ("", True),
+    ]  # fmt: skip
+    native.bind(module, (x,), Scripted(price=ours))
+    left = {str(node.target) for node in module.graph.nodes if node.op == "call_function"}
+    assert not any(name in target for target in left for name in ("hardswish", "add", "conv2d"))
+
+
+@needs_native
+def test_the_slower_kernel_is_left():
+    check(Residual(), torch.randn(2, 8, 9, 11), [], theirs)
+    check(Residual(), torch.randn(2, 8, 9, 11), [], lambda what, name: 1.0)
+    # nothing is known on a busy machine
+    check(Residual(), torch.randn(2, 8, 9, 11), [], lambda what, name: None)
+    module = module_of(Residual(), x := torch.randn(2, 8, 9, 11))
+    assert native.bind(module, (x,), None) == 0
+
+
+@needs_native
+def test_contests_time_the_same_computation():
+    """Both sides of a measurement give the result of the site, whatever is done along."""
+    for model in (Residual(), Gated(), nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.GELU())):
+        x = torch.randn(2, next(model.parameters()).shape[1], 15, 15)
+        module = module_of(model, x)
+        record(module, (x,))
+        for site in sites(module):
+            contest = binding._Contest.of(module, site)
+            new, old = contest.ours(), contest.other()
+            if site.residual is None or site.activation in ("", "relu"):
+                torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+
+
+@needs_native
+def test_compiled_programs_call_them(monkeypatch):
+    model, x = Residual().eval(), torch.randn(2, 8, 9, 11)
+    lowering = Inductor(Scripted(price=ours))
+    monkeypatch.setattr("codegen.default_lowering", lambda target=None: lowering)
+    calls: list[int] = []
+    bind = native.bind
+    monkeypatch.setattr(native, "bind", lambda *args, **kwargs: calls.append(found := bind(*args, **kwargs)) or found)
+    fast = optimize(model, x, pipeline="simplify")
+    with torch.no_grad():
+        for batch in (x, torch.randn(5, 8, 9, 11)):
+            torch.testing.assert_close(fast(batch), model(batch), rtol=1e-4, atol=1e-5)
+        model.a.weight.mul_(2)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert calls
+    assert set(calls) == {3}
+
+
+def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
+    x = torch.randn(2, 8, 9, 11)
+    try:
+        for compiler in (None, "false"):
+            monkeypatch.setattr(compat, "cpp_compiler", lambda compiler=compiler: compiler)
+            library.available.cache_clear()
+            with caplog.at_level("INFO", logger="rewrite"):
+                assert native.bind(module_of(Residual(), x), (x,), Scripted(price=ours)) == 0
+        said = [record.getMessage() for record in caplog.records if record.name == "rewrite"]
+        assert any("kernels of our own are left out: false" in text for text in said)
+    finally:
+        library.available.cache_clear()
