@@ -121,9 +121,8 @@ def _with_epilogue(module: GraphModule, layer: Convolution | WinogradConvolution
     if bias is None and added is not None and (bias := _vector(module, added)) is not None:
         node = follower
         follower, added = _sum(node, taken)
-    elif isinstance(layer, WinogradConvolution) and view_as(follower := _reader(node, taken), Copy) is not None:
-        # the tiles that are left, as a tensor of their own
-        node = follower
+    elif isinstance(layer, WinogradConvolution) and (copy := view_as(_reader(node, taken), Copy)) is not None:
+        node = copy.node  # the tiles that are left, as a tensor of their own
         follower, added = _sum(node, taken)
     if added is not None and _alike(added, node):
         node, residual = follower, added

@@ -1,4 +1,4 @@
-"""Convolutions by Winograd's algorithm: equal in exact arithmetic, recognised again, refused where it does not apply."""
+"""Convolutions by Winograd's algorithm: equal in exact arithmetic, recognised again, refused elsewhere."""
 
 from __future__ import annotations
 
