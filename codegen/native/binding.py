@@ -11,6 +11,7 @@ from torch import Tensor
 from codegen.native.library import available
 from codegen.native.sites import Site, constant, sites
 from rewrite import compat
+from rewrite.events import emit
 from rewrite.lowering import record
 from rewrite.ops import Convolution, value
 
@@ -60,6 +61,7 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
     if keep_strides:
         _restore(module, {calls.get(node, node): stride for node, stride in strides.items()})
     module.recompile()
+    emit("native-bound", f"{len(chosen)} convolutions call kernels of our own", count=len(chosen))
     return len(chosen)
 
 

@@ -39,7 +39,13 @@ class Convolution {
               Epilogue epilogue)
       : x_(x), in_(in), window_(window), packed_(packed), out_(out), result_(result), epilogue_(epilogue),
         panels_(out.channels), zeros_(in.channels, 0.0f),
-        pointwise_(window.taps() == 1 && in.height == out.height && in.width == out.width) {}
+        inner_y_(inner(in.height, out.height, window.height, window.stride_y, window.top, window.dilation_y)),
+        inner_x_(inner(in.width, out.width, window.width, window.stride_x, window.left, window.dilation_x)),
+        pointwise_(window.taps() == 1 && in.height == out.height && in.width == out.width) {
+    for (int64_t ky = 0; ky < window.height; ky++)
+      for (int64_t kx = 0; kx < window.width; kx++)
+        away_.push_back((ky * window.dilation_y * in.width + kx * window.dilation_x) * in.channels);
+  }
 
   void run() {
     const int64_t pixels = out_.batch * out_.height * out_.width;
@@ -94,20 +100,37 @@ class Convolution {
     int64_t x = pixel % out_.width, y = pixel / out_.width % out_.height, n = pixel / (out_.width * out_.height);
     for (int r = 0; r < count; r++) {
       offset[r] = (pixel + r) * out_.channels;
-      for (int64_t ky = 0, tap = 0; ky < window_.height; ky++) {
-        const int64_t from_y = y * window_.stride_y - window_.top + ky * window_.dilation_y;
-        for (int64_t kx = 0; kx < window_.width; kx++, tap++) {
-          const int64_t from_x = x * window_.stride_x - window_.left + kx * window_.dilation_x;
-          const bool inside = from_y >= 0 && from_y < in_.height && from_x >= 0 && from_x < in_.width;
-          rows[tap * MAX_ROWS + r] =
-              inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels : zeros_.data();
-        }
+      if (y >= inner_y_.begin && y < inner_y_.end && x >= inner_x_.begin && x < inner_x_.end) {
+        const float* corner = x_ + ((n * in_.height + y * window_.stride_y - window_.top) * in_.width +
+                                    x * window_.stride_x - window_.left) * in_.channels;
+        for (int64_t tap = 0; tap < window_.taps(); tap++) rows[tap * MAX_ROWS + r] = corner + away_[tap];
+      } else {
+        border(n, y, x, rows + r);
       }
       if (++x == out_.width) {
         x = 0;
         if (++y == out_.height) y = 0, n++;
       }
     }
+  }
+
+  // The inputs of a pixel that may meet zeros around the image.
+  void border(int64_t n, int64_t y, int64_t x, const float** rows) const {
+    for (int64_t ky = 0, tap = 0; ky < window_.height; ky++) {
+      const int64_t from_y = y * window_.stride_y - window_.top + ky * window_.dilation_y;
+      for (int64_t kx = 0; kx < window_.width; kx++, tap++) {
+        const int64_t from_x = x * window_.stride_x - window_.left + kx * window_.dilation_x;
+        const bool inside = from_y >= 0 && from_y < in_.height && from_x >= 0 && from_x < in_.width;
+        rows[tap * MAX_ROWS] =
+            inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels : zeros_.data();
+      }
+    }
+  }
+
+  // The outputs along one dimension whose taps all lie inside the image.
+  static Range inner(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t low, int64_t dilation) {
+    const int64_t last = size - 1 - dilation * (taps - 1) + low;  // the last place where a kernel may begin, with zeros
+    return {(low + stride - 1) / stride, last < 0 ? 0 : std::min(last / stride + 1, outputs)};
   }
 
   const float* x_;
@@ -119,6 +142,8 @@ class Convolution {
   Epilogue epilogue_;
   Panels panels_;
   std::vector<float> zeros_;
+  Range inner_y_, inner_x_;
+  std::vector<int64_t> away_;  // of each tap from the first
   bool pointwise_;
 };
 

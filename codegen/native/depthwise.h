@@ -85,19 +85,21 @@ class Depthwise {
 
   template <int COUNT>
   void row_of(const float* from, const float* kernel, float* sums) const {
-    if (window_.stride_x == 1 && window_.dilation_x == 1) {
-      switch (window_.width) {
-        case 3: return summed<COUNT, 3>(from, kernel, sums);
-        case 5: return summed<COUNT, 5>(from, kernel, sums);
-        case 7: return summed<COUNT, 7>(from, kernel, sums);
+    if (window_.dilation_x == 1 && window_.stride_x <= 2) {
+      switch (window_.width * 2 + window_.stride_x) {
+        case 7: return summed<COUNT, 3, 1>(from, kernel, sums);
+        case 8: return summed<COUNT, 3, 2>(from, kernel, sums);
+        case 11: return summed<COUNT, 5, 1>(from, kernel, sums);
+        case 12: return summed<COUNT, 5, 2>(from, kernel, sums);
+        case 15: return summed<COUNT, 7, 1>(from, kernel, sums);
         default: break;
       }
     }
-    summed<COUNT, 0>(from, kernel, sums);
+    summed<COUNT, 0, 0>(from, kernel, sums);
   }
 
-  // A kernel of a known width shares what it loads among neighbours.
-  template <int COUNT, int WIDTH>
+  // A kernel of a known width and stride shares what it loads among neighbours.
+  template <int COUNT, int WIDTH, int STRIDE>
   void summed(const float* from, const float* kernel, float* sums) const {
     vec sum[COUNT] = {};
     const int64_t step = (out_.channels + 15) / 16 * 16;
@@ -107,12 +109,13 @@ class Depthwise {
 #pragma GCC unroll 8
         for (int kx = 0; kx < WIDTH; kx++) weights[kx] = load(kernel + kx * step);
         kernel += WIDTH * step;
-#pragma GCC unroll 16
-        for (int j = 0; j < COUNT + WIDTH - 1; j++) {
+#pragma GCC unroll 24
+        for (int j = 0; j < (COUNT - 1) * STRIDE + WIDTH; j++) {
           const vec x = load(from + j * VL);
 #pragma GCC unroll 8
           for (int kx = 0; kx < WIDTH; kx++)
-            if (j - kx >= 0 && j - kx < COUNT) sum[j - kx] += x * weights[kx];
+            if (j >= kx && (j - kx) % STRIDE == 0 && (j - kx) / STRIDE < COUNT)
+              sum[(j - kx) / STRIDE] += x * weights[kx];
         }
       } else {
         for (int64_t kx = 0; kx < window_.width; kx++, kernel += step) {

@@ -74,8 +74,9 @@ def optimize(
             compiler is found. What fails runs operator by operator, with a warning.
         tune: how algorithms and layouts are chosen. ``"quick"`` times what the pipeline's ``select`` offers beside what
             is there, as it is lowered and for the sizes of the example, decides for the whole program at once, and
-            keeps the choice if the program is faster as a whole; ``"full"`` times each more often; ``"off"`` times
-            nothing and chooses nothing, as on devices other than the CPU. Default: ``TORCH_REWRITE_TUNE`` of the
+            keeps the choice if the program is faster as a whole; compiled programs call convolutions of our own where
+            these are faster than the libraries'; ``"full"`` times each more often; ``"off"`` times nothing and chooses
+            nothing, as on devices other than the CPU. Default: ``TORCH_REWRITE_TUNE`` of the
             environment, else ``"quick"``.
         budget: seconds that timing operators may take for one program, 20 for ``"quick"`` and 300 for ``"full"`` by
             default; what is not timed by then stays as it is. To compare the whole programs a second one is lowered.
