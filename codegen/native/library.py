@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,16 +26,21 @@ _HERE = Path(__file__).parent
 _OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
 
 
+def supported() -> bool:
+    """Whether the machine may have the kernels: Linux, an x86 processor, and a C++ compiler."""
+    return sys.platform == "linux" and platform.machine() == "x86_64" and compat.cpp_compiler() is not None
+
+
 @cache
 def available() -> bool:
     """Whether the kernels can be called here; compiles and loads them when first asked.
 
-    They need a C++ compiler that knows GCC's vectors, Linux and an x86 processor. Where one is missing, or compiling
-    fails, other kernels do the work, and an event says so.
+    Where they cannot be compiled, which takes a compiler that knows GCC's vectors, other kernels do the work, and an
+    event says so.
     """
-    compiler = compat.cpp_compiler()
-    if compiler is None or sys.platform != "linux" or platform.machine() != "x86_64":
+    if not supported():
         return False
+    compiler = str(compat.cpp_compiler())
     try:
         torch.ops.load_library(str(_compiled(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -53,7 +60,7 @@ def _compiled(compiler: str) -> Path:
     """
     kept = default_cache()
     if kept is None:
-        directory = Path(_scratch().name)
+        directory = _scratch()
     else:
         directory = kept.directory / "native"
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,9 +78,11 @@ def _compiled(compiler: str) -> Path:
 
 
 @cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def _scratch() -> Path:
     """A directory for this process."""
-    return tempfile.TemporaryDirectory(prefix="torch_rewrite_")
+    made = Path(tempfile.mkdtemp(prefix="torch_rewrite_"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _openmp(lib: Path) -> list[str]:

@@ -18,7 +18,7 @@ from rewrite.lowering import flat_module, record, weight_order
 from rewrite.trace import capture
 from tests.select.scripted import Scripted
 
-needs_native = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler on Linux and x86")
+needs_native = pytest.mark.skipif(not native.supported(), reason="needs a C++ compiler on Linux and x86")
 
 
 def module_of(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
@@ -175,6 +175,7 @@ def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
         for compiler in (None, "false"):
             monkeypatch.setattr(compat, "cpp_compiler", lambda compiler=compiler: compiler)
             library.available.cache_clear()
+            assert native.supported() == (compiler is not None)
             with caplog.at_level("INFO", logger="rewrite"):
                 assert native.bind(module_of(Residual(), x), (x,), Scripted(price=ours)) == 0
         said = [record.getMessage() for record in caplog.records if record.name == "rewrite"]

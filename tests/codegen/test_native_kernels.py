@@ -12,18 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codegen.native import available
+from codegen.native import available, supported
 from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_spectrum
 from codegen.native.operators import ACTIVATIONS
 from rewrite.winograd import evaluation
 
-pytestmark = pytest.mark.skipif(not available(), reason="needs a C++ compiler on Linux and x86")
+pytestmark = pytest.mark.skipif(not supported(), reason="needs a C++ compiler on Linux and x86")
 
 AFTER = {
     "": lambda y: y, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid, "silu": F.silu, "gelu": F.gelu,
 }  # fmt: skip
 WINOGRAD = {"kernel": (3, 3), "stride": (1, 1), "dilation": (1, 1)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    assert available()
 
 
 def kernel_of(

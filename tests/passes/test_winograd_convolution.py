@@ -140,7 +140,7 @@ def test_evaluation_is_that_of_polynomials():
     assert values[-1] == coefficients[-1]
 
 
-@pytest.mark.skipif(not native.available(), reason="needs a C++ compiler on Linux and x86")
+@pytest.mark.skipif(not native.supported(), reason="needs a C++ compiler on Linux and x86")
 def test_compiled_with_our_kernel(monkeypatch):
     """TorchInductor calls the kernel for it whether or not anything is measured, with the activation along."""
     layer = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 16, 3), nn.ReLU()).eval()
