@@ -57,6 +57,8 @@ class Inductor:
 
     def __init__(self, target: Target | None = None):
         self._target = target
+        if target is not None:
+            native.begin()
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights with the kernels of convolutions in channels-last layout."""

@@ -14,6 +14,6 @@ convolution is computed while its sums are in registers.
 from __future__ import annotations
 
 from codegen.native.binding import bind
-from codegen.native.library import available, supported
+from codegen.native.library import available, begin, supported
 
-__all__ = ["available", "bind", "supported"]
+__all__ = ["available", "begin", "bind", "supported"]

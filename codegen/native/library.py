@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import logging
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import codegen.native.operators  # noqa: F401 the schemas, before what implement
 from rewrite import compat
 from rewrite.cache import default_cache
 from rewrite.events import emit
-from rewrite.target.machine import facts
+from rewrite.target.machine import processor
 
 _HERE = Path(__file__).parent
 _OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
@@ -29,6 +31,13 @@ _OPTIONS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp"
 def supported() -> bool:
     """Whether the machine may have the kernels: Linux, an x86 processor, and a C++ compiler."""
     return sys.platform == "linux" and platform.machine() == "x86_64" and compat.cpp_compiler() is not None
+
+
+def begin() -> None:
+    """Start to compile, if that is to be done, and go on meanwhile."""
+    if supported():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # whoever needs the kernels hears of it
+            _compilation()
 
 
 @cache
@@ -40,41 +49,78 @@ def available() -> bool:
     """
     if not supported():
         return False
-    compiler = str(compat.cpp_compiler())
     try:
-        torch.ops.load_library(str(_compiled(compiler)))
+        torch.ops.load_library(str(_compilation().finish()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        emit("native-left", f"kernels of our own are left out: {compiler} says {said.strip()[:500]}", logging.INFO,
-             compiler=compiler)  # fmt: skip
+        emit("native-left", f"kernels of our own are left out: {said.strip()[:500]}", logging.INFO)
         return False
     return True
 
 
-def _compiled(compiler: str) -> Path:
-    """The library, in the cache where there is one.
+@dataclass
+class _Compilation:
+    """A compiler at work, or done.
+
+    Attributes:
+        library: where the library is to be.
+        built: where it is made.
+        process: None where the library was there.
+    """
+
+    library: Path
+    built: Path
+    process: subprocess.Popen[str] | None
+
+    def finish(self) -> Path:
+        """The library.
+
+        Raises:
+            OSError: it cannot be put where it is to be.
+            SubprocessError: the compiler fails.
+        """
+        if self.process is not None:
+            _, said = self.process.communicate(timeout=300)
+            if self.process.returncode:
+                raise subprocess.CalledProcessError(self.process.returncode, self.process.args, stderr=said)
+            self.process = None
+            shutil.move(self.built, self.library.with_suffix(f".{os.getpid()}"))
+            os.replace(self.library.with_suffix(f".{os.getpid()}"), self.library)  # others may be at it, too
+        return self.library
+
+
+@cache
+def _compilation() -> _Compilation:
+    """The compilation of this process.
 
     Raises:
-        OSError: nothing can be written.
-        SubprocessError: the compiler fails.
+        OSError: nothing can be written, or the compiler cannot be run.
+        SubprocessError: it does not tell its version.
     """
+    compiler, scratch = str(compat.cpp_compiler()), _scratch()
+    library = _directory() / f"{_identity(compiler)}.so"
+    built = scratch / library.name
+    if library.exists():
+        return _Compilation(library, built, None)
+    root = Path(torch.__file__).parent
+    command = [compiler, *_OPTIONS, f"-I{root / 'include'}", str(_HERE / "operators.cpp"), "-o", str(built),
+               f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", *_openmp(root / "lib")]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    atexit.register(process.kill)
+    return _Compilation(library, built, process)
+
+
+def _directory() -> Path:
+    """Where libraries are kept: in the cache, unless there is none, or nothing can be written there."""
     kept = default_cache()
     if kept is None:
-        directory = _scratch()
-    else:
-        directory = kept.directory / "native"
+        return _scratch()
+    directory = kept.directory / "native"
+    try:
         directory.mkdir(parents=True, exist_ok=True)
-    made = directory / f"{_identity(compiler)}.so"
-    if made.exists():
-        return made
-    root = Path(torch.__file__).parent
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        built = Path(scratch) / made.name
-        command = [compiler, *_OPTIONS, f"-I{root / 'include'}", str(_HERE / "operators.cpp"), "-o", str(built),
-                   f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", *_openmp(root / "lib")]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        os.replace(built, made)  # another process may be at it, too
-    return made
+    except OSError:
+        return _scratch()
+    return directory if os.access(directory, os.W_OK) else _scratch()
 
 
 @cache
@@ -94,6 +140,5 @@ def _identity(compiler: str) -> str:
     """A name that differs wherever the library would."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
     sources = [path.read_bytes() for path in (*sorted(_HERE.glob("*.h")), _HERE / "operators.cpp")]
-    machine = repr(sorted(facts(torch.device("cpu")).items()))
-    texts = [torch.__version__, compiler, version, machine, *_OPTIONS]
+    texts = [torch.__version__, compiler, version, processor(), torch.backends.cpu.get_cpu_capability(), *_OPTIONS]
     return hashlib.sha256(b"\0".join([*sources, *(text.encode() for text in texts)])).hexdigest()[:24]
