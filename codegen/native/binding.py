@@ -1,22 +1,23 @@
-"""Our kernels in a program, where they are faster than those that a compiler would call."""
+"""Our kernels in a program, where they are faster than those that the compiler would call."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from codegen.native.contest import contenders, described
 from codegen.native.library import available
-from codegen.native.sites import Site, constant, sites
-from rewrite import compat
+from codegen.native.operators import operator
+from codegen.native.sites import Site, sites
 from rewrite.events import emit
 from rewrite.lowering import record
-from rewrite.ops import Convolution, value
+from rewrite.ops import value
+from rewrite.winograd import WinogradConvolution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch.fx import GraphModule, Node
 
@@ -61,66 +62,27 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
     if keep_strides:
         _restore(module, {calls.get(node, node): stride for node, stride in strides.items()})
     module.recompile()
-    emit("native-bound", f"{len(chosen)} convolutions call kernels of our own", count=len(chosen))
+    emit("native-bound", f"{len(chosen)} layers call kernels of our own", count=len(chosen))
     return len(chosen)
 
 
 def faster(module: GraphModule, site: Site, target: Target | None) -> Kernel | None:
-    """Our kernel with its weights for a site; None where oneDNN's is as fast."""
-    if not isinstance(site.layer, Convolution):
+    """Our kernel with its weights for a site; None where the library's is as fast, or cannot be timed."""
+    if isinstance(site.layer, WinogradConvolution):
         return site.kernel(module)
     if target is None:
         return None
-    named = _described(site)
-    found = target.known(named, {"onednn", "native"})
+    named = described(site)
+    found = target.known(named, {"library", "native"})
     if found is None:
-        contest = _Contest.of(module, site)
-        found = target.measure(named, {"onednn": contest.other, "native": contest.ours})
-    if found is None or found.ms["native"] * (1 + max(found.noise, MARGIN)) >= found.ms["onednn"]:
+        try:
+            calls = contenders(module, site)
+            found = target.measure(named, calls)
+        except (RuntimeError, ValueError, AttributeError) as error:  # a library that is not there, or refuses
+            emit("native-left", f"'{site.node.name}' cannot be timed: {error}", node=site.node.name)
+    if found is None or found.ms["native"] * (1 + max(found.noise, MARGIN)) >= found.ms["library"]:
         return None
     return site.kernel(module)
-
-
-def _described(site: Site) -> str:
-    conv = site.layer
-    assert isinstance(conv, Convolution)
-    kind = "depthwise" if conv.groups > 1 else "dense"
-    return (
-        f"native {kind} {tuple(value(conv.input).shape)} {tuple(value(site.node).shape)} {conv.kernel} {conv.stride} "
-        f"{conv.padding} {conv.dilation} bias {site.bias is not None} sum {site.residual is not None} "
-        f"{site.activation or 'none'}"
-    )
-
-
-@dataclass(frozen=True)
-class _Contest:
-    """The calls of both kernels on drawn values."""
-
-    ours: Callable[[], Tensor]
-    other: Callable[[], Tensor]
-
-    @classmethod
-    def of(cls, module: GraphModule, site: Site) -> _Contest:
-        conv, generator = site.layer, torch.Generator().manual_seed(0)
-        assert isinstance(conv, Convolution)
-        weight = constant(module, conv.weight)
-        assert weight is not None
-
-        def drawn(shape: Sequence[int]) -> Tensor:
-            made = torch.rand(tuple(shape), generator=generator) * 0.1 + 0.05
-            return made.contiguous(memory_format=torch.channels_last)
-
-        x = drawn(value(conv.input).shape)
-        residual = None if site.residual is None else drawn(value(site.node).shape)
-        layer = ([low for low, _ in conv.padding], list(conv.stride), list(conv.dilation), conv.groups)
-        packed = compat.pack_convolution(weight, *layer, list(x.shape))
-        kernel = site.kernel(module)
-        fused = site.activation if residual is None or site.activation == "relu" else ""
-
-        def other() -> Tensor:
-            return compat.packed_convolution(x, packed, site.bias, *layer, fused, residual)
-
-        return cls(lambda: kernel(x, residual), other)
 
 
 def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls: dict[Node, Node]) -> Node:
@@ -142,21 +104,22 @@ def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls
 
 
 def _convert(module: GraphModule, calls: set[Node]) -> None:
-    """Copy to channels last what our kernels read in another layout; each value once."""
-    copies: dict[Node, Node] = {}
+    """Copy what our kernels read in another layout than they take; each value once."""
+    copies: dict[tuple[Node, torch.memory_format], Node] = {}
+    linear = operator("linear")
     for node in list(module.graph.nodes):
         if node not in calls:
             continue
+        layout = torch.contiguous_format if node.target is linear else torch.channels_last
         for place in (0, 3):
             operand = node.args[place]
-            if operand is None or value(operand).is_contiguous(memory_format=torch.channels_last):
+            if operand is None or value(operand).is_contiguous(memory_format=layout):
                 continue
-            if operand not in copies:
+            if (operand, layout) not in copies:
                 with module.graph.inserting_before(node):
-                    copies[operand] = module.graph.call_function(
-                        aten.clone.default, (operand,), {"memory_format": torch.channels_last}
-                    )
-            node.update_arg(place, copies[operand])
+                    copy = module.graph.call_function(aten.clone.default, (operand,), {"memory_format": layout})
+                copies[operand, layout] = copy
+            node.update_arg(place, copies[operand, layout])
 
 
 def _restore(module: GraphModule, strides: dict[Node, tuple[int, ...]]) -> None:

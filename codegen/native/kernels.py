@@ -36,7 +36,7 @@ class Kernel:
     geometry: tuple[int, ...]
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The result for an image with channels last."""
+        """The result for an image with channels last, or for rows."""
         return self.operator(x, self.packed, self.bias, residual, list(self.geometry))
 
     @property
@@ -58,6 +58,11 @@ def packed_dense(weight: Tensor) -> Tensor:
     """``[O, C, kh, kw]`` as a matrix ``[C, O]`` for each tap, packed."""
     outputs, inputs, *taps = weight.shape
     return operators.pack(weight.permute(2, 3, 1, 0).reshape(taps[0] * taps[1], inputs, outputs))
+
+
+def packed_matrix(weight: Tensor) -> Tensor:
+    """``[C, O]``, packed."""
+    return operators.pack(weight[None])
 
 
 def packed_depthwise(weight: Tensor) -> Tensor:

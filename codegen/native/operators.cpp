@@ -95,6 +95,26 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
   return result;
 }
 
+// A linear layer over the last dimension: a convolution of as many images of one pixel as there are rows.
+Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
+              std::vector<int64_t> numbers) {
+  const auto [out, window, activation] = geometry(1, numbers);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  const int64_t channels = sizes.back();
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < sizes.size(); i++) rows *= sizes[i];
+  sizes.back() = out.channels;
+  if (!x.is_contiguous() || (residual && (!residual->is_contiguous() || residual->numel() != rows * out.channels)))
+    throw std::invalid_argument("native linear layers take rows that lie one behind the other, densely");
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size() - 1; i > 0; i--) strides[i - 1] = strides[i] * sizes[i];
+  Tensor result = empty(sizes, strides, rows * out.channels);
+  const Epilogue after{bias ? data(*bias) : nullptr, residual ? data(*residual) : nullptr, activation};
+  Convolution(data(x), {rows, 1, 1, channels}, window, data(packed), {rows, 1, 1, out.channels}, writable(result), after)
+      .run();
+  return result;
+}
+
 Tensor depthwise(Tensor x, Tensor kernel, std::optional<Tensor> bias, std::optional<Tensor> residual,
                  std::vector<int64_t> numbers) {
   const Image in = image(x);
@@ -119,6 +139,7 @@ Tensor winograd(Tensor x, Tensor packed, std::optional<Tensor> bias, std::option
 STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
   library.impl("native_pack", TORCH_BOX(&pack_matrices));
   library.impl("native_convolution", TORCH_BOX(&convolution));
+  library.impl("native_linear", TORCH_BOX(&linear));
   library.impl("native_depthwise", TORCH_BOX(&depthwise));
   library.impl("native_winograd", TORCH_BOX(&winograd));
 }

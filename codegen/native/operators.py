@@ -1,8 +1,9 @@
 """The operators of the compiled library, by their schemas.
 
 All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last and dense,
-and give one like that. ``geometry`` is ``[channels, height, width]`` of the result, ``[height, width]``, ``[stride]``,
-``[top, left]``, ``[dilation]`` of the kernel, and the place of the activation in :data:`ACTIVATIONS`.
+and give one like that; ``native_linear`` takes and gives rows ``[*, C]``, contiguous. ``geometry`` is ``[channels,
+height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]`` of the kernel, and
+the place of the activation in :data:`ACTIVATIONS`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
 """In the order of the C++ enumeration; '' is none."""
 
-KINDS = ("convolution", "depthwise", "winograd")
+KINDS = ("convolution", "depthwise", "winograd", "linear")
 
 _LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
 _LIBRARY.define("native_pack(Tensor matrices) -> Tensor")
@@ -30,12 +31,19 @@ def _fake(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | Non
     return x.new_empty([x.shape[0], channels, height, width]).to(memory_format=torch.channels_last)
 
 
+def _fake_linear(
+    x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Sequence[int]
+) -> Tensor:
+    return x.new_empty([*x.shape[:-1], geometry[0]])
+
+
 for _kind in KINDS:
     _LIBRARY.define(
         f"native_{_kind}(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, int[] geometry) -> Tensor",
         tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag),
     )
-    torch.library.register_fake(f"torch_rewrite::native_{_kind}", _fake, lib=_LIBRARY)
+    _shape = _fake_linear if _kind == "linear" else _fake
+    torch.library.register_fake(f"torch_rewrite::native_{_kind}", _shape, lib=_LIBRARY)
 
 
 def operator(kind: str) -> Callable[..., Tensor]:

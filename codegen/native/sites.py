@@ -1,18 +1,18 @@
-"""Where a graph has a convolution that our kernels compute, and what they can do along with it."""
+"""Where a graph has a layer that our kernels compute, and what they can do along with it."""
 
 from __future__ import annotations
 
 import functools
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from codegen.binding import is_bound
-from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_spectrum
-from rewrite.ops import Clamp, Convolution, Copy, Sum, activation, is_tensor, same_type, value, view_as
+from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_matrix, packed_spectrum
+from rewrite.ops import Clamp, Convolution, Copy, Linear, Sum, activation, is_tensor, same_type, value, view, view_as
 from rewrite.winograd import TAPS, WinogradConvolution, recognised
 
 if TYPE_CHECKING:
@@ -26,20 +26,23 @@ _BY_TARGET: dict[Any, str] = {
 }  # fmt: skip
 
 
+Layer: TypeAlias = Convolution | Linear | WinogradConvolution
+
+
 @dataclass(frozen=True)
 class Site:
-    """A convolution with what follows it.
+    """A layer with what follows it.
 
     Attributes:
-        layer: the convolution, plain or by Winograd's algorithm.
-        input: what it reads, ``[N, C, H, W]``.
+        layer: a convolution, plain or by Winograd's algorithm, or a linear layer.
+        input: what it reads, ``[N, C, H, W]``, or ``[*, C]``.
         bias: ``[O]`` or None.
         residual: what is added before the activation, or None.
         activation: one of :data:`codegen.native.operators.ACTIVATIONS`.
         node: the result of all of it.
     """
 
-    layer: Convolution | WinogradConvolution
+    layer: Layer
     input: Node
     bias: Tensor | None
     residual: Node | None
@@ -55,8 +58,14 @@ class Site:
             low = [pair[0] for pair in self.layer.padding]
             numbers = geometry(result, (TAPS, TAPS), (1, 1), low, (1, 1), self.activation)
             return Kernel("winograd", packed_spectrum(spectrum), self.bias, numbers)
-        conv, weight = self.layer, constant(module, self.layer.weight)
+        weight = constant(module, self.layer.weight)
         assert weight is not None
+        if isinstance(self.layer, Linear):
+            ones = (1, 1)
+            numbers = geometry((1, result[-1], 1, 1), ones, ones, (0, 0), ones, self.activation)
+            matrix = weight if self.layer.stored_transposed else weight.t()
+            return Kernel("linear", packed_matrix(matrix), self.bias, numbers)
+        conv = self.layer
         low = [pair[0] for pair in conv.padding]
         numbers = geometry(result, conv.kernel, conv.stride, low, conv.dilation, self.activation)
         if conv.groups == 1:
@@ -65,7 +74,7 @@ class Site:
 
 
 def sites(module: GraphModule) -> list[Site]:
-    """The convolutions of a module that our kernels compute, in order; none shares an operator with another one."""
+    """The layers of a module that our kernels compute, in order; none shares an operator with another one."""
     found: list[Site] = []
     taken: set[Node] = set()
     for node in module.graph.nodes:
@@ -84,12 +93,12 @@ def constant(module: GraphModule, node: Node | None) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _layer(module: GraphModule, node: Node) -> Convolution | WinogradConvolution | None:
+def _layer(module: GraphModule, node: Node) -> Layer | None:
     if not is_tensor(node) or not _fits(value(node)):
         return None
-    conv = view_as(node, Convolution)
-    if conv is not None:
-        return conv if _has_kernel(module, conv) else None
+    layer = view(node)
+    if isinstance(layer, (Convolution, Linear)):
+        return layer if _has_kernel(module, layer) else None
     known = functools.partial(constant, module)
     found = recognised(node, known)
     if found is None or any(recognised(user, known) is not None for user in node.users):
@@ -98,13 +107,17 @@ def _layer(module: GraphModule, node: Node) -> Convolution | WinogradConvolution
     return found if _fits(value(found.input)) and spectrum is not None and _fits(spectrum) else None
 
 
-def _has_kernel(module: GraphModule, conv: Convolution) -> bool:
-    weight = constant(module, conv.weight)
-    if weight is None or not _fits(weight) or conv.dims != 2 or conv.transposed or not conv.batched or is_bound(conv):
+def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
+    weight = constant(module, layer.weight)
+    if weight is None or not _fits(weight) or not _fits(value(layer.input)):
         return False
-    if not _fits(value(conv.input)) or (conv.bias is not None and constant(module, conv.bias) is None):
+    if layer.bias is not None and constant(module, layer.bias) is None:
         return False
-    return conv.groups == 1 or conv.groups == conv.in_channels == conv.out_channels
+    if isinstance(layer, Linear):
+        return True
+    if layer.dims != 2 or layer.transposed or not layer.batched or is_bound(layer):
+        return False
+    return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
 
 
 def _fits(tensor: Tensor) -> bool:
@@ -112,13 +125,13 @@ def _fits(tensor: Tensor) -> bool:
     return fixed and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > 0
 
 
-def _with_epilogue(module: GraphModule, layer: Convolution | WinogradConvolution, taken: set[Node]) -> Site | None:
+def _with_epilogue(module: GraphModule, layer: Layer, taken: set[Node]) -> Site | None:
     """The convolution with what follows, which is taken; None where another kernel could do along what ours cannot."""
     node = layer.node
-    bias = constant(module, layer.bias) if isinstance(layer, Convolution) else None
+    bias = None if isinstance(layer, WinogradConvolution) else constant(module, layer.bias)
     residual: Node | None = None
     follower, added = _sum(node, taken)
-    if bias is None and added is not None and (bias := _vector(module, added)) is not None:
+    if bias is None and added is not None and (bias := _vector(module, added, layer)) is not None:
         node = follower
         follower, added = _sum(node, taken)
     elif isinstance(layer, WinogradConvolution) and (copy := view_as(_reader(node, taken), Copy)) is not None:
@@ -154,10 +167,14 @@ def _sum(node: Node, taken: set[Node]) -> tuple[Node, Node | None]:
     return user, right if left is node else left
 
 
-def _vector(module: GraphModule, node: Node) -> Tensor | None:
-    """A bias ``[O, 1, 1]``, as ``[O]``."""
+def _vector(module: GraphModule, node: Node, layer: Layer) -> Tensor | None:
+    """What is added to each channel, ``[O, 1, 1]`` or ``[O]``, as the latter."""
     found = constant(module, node)
-    if found is None or not _fits(found) or found.shape[-2:] != (1, 1) or found.numel() != found.shape[-3]:
+    if found is None or not _fits(found):
+        return None
+    channels = value(layer.node).shape[-1 if isinstance(layer, Linear) else 1]
+    spread = (channels,) if isinstance(layer, Linear) else (channels, 1, 1)
+    if found.numel() != channels or tuple(found.shape[-len(spread) :]) != spread:
         return None
     return found.reshape(-1)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codegen.native import available, supported
-from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_spectrum
+from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_matrix, packed_spectrum
 from codegen.native.operators import ACTIVATIONS
 from rewrite.winograd import evaluation
 
@@ -87,6 +87,22 @@ def test_kernels_agree_with_float64(kind, data):
     # Winograd's errors belong to tiles, so they are measured by the largest sum of sizes
     scale = size.amax() * 4 if kind == "winograd" else size
     allowed = 4e-6 * (scale + whole.abs() + 1)
+    assert ((found.double() - AFTER[name](whole)).abs() <= allowed).all()
+
+
+@given(data=st.data())
+def test_products_agree_with_float64(data):
+    rows, inputs, outputs = (data.draw(st.integers(1, 70)) for _ in range(3))
+    name, added = data.draw(st.sampled_from(ACTIVATIONS)), data.draw(st.booleans())
+    weight, bias = torch.randn(inputs, outputs), torch.randn(outputs)
+    shape = data.draw(st.sampled_from([(rows,), (2, rows), (1, rows, 3), ()]))
+    x = torch.randn(*shape, inputs)
+    residual = torch.randn(*shape, outputs) if added else None
+    numbers = geometry((1, outputs, 1, 1), (1, 1), (1, 1), (0, 0), (1, 1), name)
+    whole = x.double() @ weight.double() + bias + (0 if residual is None else residual.double())
+    found = Kernel("linear", packed_matrix(weight), bias, numbers)(x, residual)
+    assert found.shape == whole.shape
+    allowed = 4e-6 * (x.double().abs() @ weight.double().abs() + whole.abs() + 1)
     assert ((found.double() - AFTER[name](whole)).abs() <= allowed).all()
 
 
