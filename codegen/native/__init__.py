@@ -1,14 +1,16 @@
-"""Convolutions of our own for images with channels last, in C++ that is compiled once for the machine.
+"""Convolutions and linear layers of our own, for channels last, in C++ that is compiled once for the machine.
 
 oneDNN's kernels, which TorchInductor calls, are as fast where there is much to multiply. But each call of them takes
 tens of microseconds for descriptors, and Winograd's algorithm is not among them. Ours take one pass: what follows a
 convolution is computed while its sums are in registers.
 
 - :mod:`codegen.native.library`: compiles and loads the C++ beside this file
+- :mod:`codegen.native.soundness`: whether they compute what they should here
 - :mod:`codegen.native.operators`: the operators that it registers, ``torch_rewrite::native_*``
 - :mod:`codegen.native.kernels`: the packed weights of a convolution, and the call with them
 - :mod:`codegen.native.sites`: where in a graph there is one, and what can be done along with it
-- :mod:`codegen.native.binding`: puts them where they are faster, by measurement
+- :mod:`codegen.native.contest`: one of them beside the library's kernel, to be timed
+- :mod:`codegen.native.binding`: puts them where they are faster
 """
 
 from __future__ import annotations

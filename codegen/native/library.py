@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-import codegen.native.operators  # noqa: F401 the schemas, before what implements them
+from codegen.native.soundness import sound
 from rewrite import compat
 from rewrite.cache import default_cache
 from rewrite.events import emit
@@ -54,6 +54,10 @@ def available() -> bool:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         emit("native-left", f"kernels of our own are left out: {said.strip()[:500]}", logging.INFO)
+        return False
+    if not sound():
+        emit("native-left", "kernels of our own are left out: compiled here, they compute something else",
+             logging.WARNING)  # fmt: skip
         return False
     return True
 

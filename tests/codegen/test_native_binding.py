@@ -209,3 +209,16 @@ def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
     finally:
         library.available.cache_clear()
         library._compilation.cache_clear()
+
+
+@needs_native
+def test_kernels_that_compute_something_else_are_left_out(monkeypatch, caplog):
+    right = native.kernels.packed_depthwise
+    monkeypatch.setattr("codegen.native.soundness.packed_depthwise", lambda weight: right(weight) * 1.001)
+    library.available.cache_clear()
+    try:
+        with caplog.at_level("WARNING", logger="rewrite"):
+            assert not library.available()
+        assert "they compute something else" in caplog.text
+    finally:
+        library.available.cache_clear()
