@@ -160,36 +160,37 @@ def writing_module(graph: Graph, arguments: Sequence[str]) -> GraphModule:
     return module
 
 
-def record(module: GraphModule, examples: Sequence[Any]) -> None:
+def record(module: GraphModule, examples: Sequence[Any], before: Callable[[Node], None] = lambda node: None) -> None:
     """Record at each node of a flat module, as views read it, a fake tensor of the sizes and strides that it has.
 
     Args:
         module: its attributes are tensors.
         examples: one for each of its arguments; only their metadata is read. Fake tensors are taken as they are.
+        before: told each operator and the output, once what they read is recorded; may put operators in front of them,
+            and records these.
 
     Raises:
         Exception: whatever an operator raises.
     """
     given = iter(examples)
-    env: dict[Node, Any] = {}
     modes = (example.fake_mode for example in examples if isinstance(example, compat.FakeTensor))
     mode = next(modes, None) or compat.FakeTensorMode(allow_non_fake_inputs=True)
     with mode, torch.no_grad():
+        for node in list(module.graph.nodes):
+            if node.op in ("placeholder", "get_attr"):
+                value = next(given) if node.op == "placeholder" else operator.attrgetter(str(node.target))(module)
+                real = isinstance(value, Tensor) and not isinstance(value, compat.FakeTensor)
+                node.meta["val"] = mode.from_tensor(value, static_shapes=True) if real else value
+            else:
+                before(node)
+            if node.op == "call_function":
+                node.meta["val"] = called(node)
 
-        def fake(value: Any) -> Any:
-            real = isinstance(value, Tensor) and not isinstance(value, compat.FakeTensor)
-            return mode.from_tensor(value, static_shapes=True) if real else value
 
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = fake(next(given))
-            elif node.op == "get_attr":
-                env[node] = fake(operator.attrgetter(str(node.target))(module))
-            elif node.op == "call_function":
-                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = node.target(*args, **kwargs)
-            if node in env:
-                node.meta["val"] = env[node]
+def called(node: Node) -> Any:
+    """What an operator gives for the recorded values that it reads."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _placeholder(nodes: fx.Graph, node: Node) -> Node:

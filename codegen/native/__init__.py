@@ -10,12 +10,13 @@ convolution is computed while its sums are in registers.
 - :mod:`codegen.native.kernels`: the packed weights of a convolution, and the call with them
 - :mod:`codegen.native.sites`: where in a graph there is one, and what can be done along with it
 - :mod:`codegen.native.contest`: one of them beside the library's kernel, to be timed
+- :mod:`codegen.native.layouts`: what readers find where results lie otherwise
 - :mod:`codegen.native.binding`: puts them where they are faster
 """
 
 from __future__ import annotations
 
 from codegen.native.binding import bind
-from codegen.native.library import available, begin, supported
+from codegen.native.library import available, begin, identity, supported
 
-__all__ = ["available", "begin", "bind", "supported"]
+__all__ = ["available", "begin", "bind", "identity", "supported"]

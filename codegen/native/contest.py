@@ -51,10 +51,11 @@ def contenders(module: GraphModule, site: Site) -> dict[str, Call]:
 
 def _drawn(site: Site, layout: torch.memory_format) -> tuple[Tensor, Tensor | None]:
     """What a site reads, and what is added."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def draw(shape: Sequence[int]) -> Tensor:
-        return (torch.rand(tuple(shape), generator=generator) * 0.1 + 0.05).contiguous(memory_format=layout)
+        made = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+        return (made * 0.1 + 0.05).contiguous(memory_format=layout)
 
     return draw(value(site.input).shape), None if site.residual is None else draw(value(site.node).shape)
 

@@ -41,7 +41,8 @@ class Convolution {
         panels_(out.channels), zeros_(in.channels, 0.0f),
         inner_y_(inner(in.height, out.height, window.height, window.stride_y, window.top, window.dilation_y)),
         inner_x_(inner(in.width, out.width, window.width, window.stride_x, window.left, window.dilation_x)),
-        pointwise_(window.taps() == 1 && in.height == out.height && in.width == out.width) {
+        pointwise_(window.taps() == 1 && window.stride_y == 1 && window.stride_x == 1 && window.top == 0 &&
+                   window.left == 0 && in.height == out.height && in.width == out.width) {
     for (int64_t ky = 0; ky < window.height; ky++)
       for (int64_t kx = 0; kx < window.width; kx++)
         away_.push_back((ky * window.dilation_y * in.width + kx * window.dilation_x) * in.channels);
@@ -53,11 +54,10 @@ class Convolution {
     const int threads = threads_for(pixels * depth * out_.channels);
     // the larger operand is what threads should not read twice
     const bool by_columns = out_.channels > pixels;
-    const int64_t across = by_columns ? std::min<int64_t>(threads, panels_.count) : 1;
-    const int64_t along = threads / across;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      const int64_t me = threads > 1 ? omp_get_thread_num() : 0;
+      const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();  // there may be fewer than were asked for
+      const int64_t across = by_columns ? std::min(team, panels_.count) : 1, along = team / across;
       if (me < across * along)
         part(share(pixels, me / across, along), share(panels_.count, me % across, across));
     }

@@ -25,7 +25,7 @@ class Depthwise {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       thread_local Scratch scratch;
-      const Range range = share(tasks, threads > 1 ? omp_get_thread_num() : 0, threads);
+      const Range range = share(tasks, omp_get_thread_num(), omp_get_num_threads());
       for (int64_t task = range.begin; task < range.end; task++)
         part(task / blocks_ / strips_, share(out_.height, task / blocks_ % strips_, strips_), task % blocks_, scratch);
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +39,10 @@ class Kernel:
         """The result for an image with channels last, or for rows."""
         return self.operator(x, self.packed, self.bias, residual, list(self.geometry))
 
+    def leaving(self) -> Kernel:
+        """The kernel for a result that leaves the program."""
+        return replace(self, geometry=(*self.geometry[:-1], 1))
+
     @property
     def operator(self) -> Callable[..., Tensor]:
         """What is called."""
@@ -47,11 +51,19 @@ class Kernel:
 
 def geometry(
     result: Sequence[int], kernel: Sequence[int], stride: Sequence[int], low: Sequence[int], dilation: Sequence[int],
-    activation: str,
+    activation: str, leaves: bool = False,
 ) -> tuple[int, ...]:  # fmt: skip
-    """The numbers that an operator takes; ``result`` is ``[N, O, H, W]``, ``low`` the zeros above and to the left."""
+    """The numbers that an operator takes.
+
+    Args:
+        result: ``[N, O, H, W]``.
+        kernel, stride, dilation: of rows and columns.
+        low: the zeros above and to the left.
+        activation: one of :data:`codegen.native.operators.ACTIVATIONS`.
+        leaves: whether callers get the result, and may do to its memory what they can do to torch's.
+    """
     number = operators.ACTIVATIONS.index(activation)
-    return (*result[1:], *kernel, *stride, *low, *dilation, number)
+    return (*result[1:], *kernel, *stride, *low, *dilation, number, int(leaves))
 
 
 def packed_dense(weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
 #include <array>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "convolution.h"
@@ -24,11 +25,13 @@ float* writable(Tensor& tensor) { return static_cast<float*>(tensor.data_ptr());
 
 const torch::stable::Device CPU(torch::headeronly::DeviceType::CPU);
 
-Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int64_t count) {
+// `leaves`: callers may give a result that leaves the program another size, which only torch's own memory takes.
+Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int64_t count, bool leaves) {
   const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
-  if (bytes >= Pool::SMALLEST)
+  if (bytes >= Pool::SMALLEST && !leaves)
     return torch::stable::from_blob(Pool::instance().take(bytes), sizes, strides, CPU,
-                                    torch::headeronly::ScalarType::Float, [](void* block) { Pool::instance().give(block); });
+                                    torch::headeronly::ScalarType::Float,
+                                    [](void* block) { Pool::instance().give(block); });
   AtenTensorHandle handle;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle))
@@ -36,9 +39,9 @@ Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& stri
   return Tensor(handle);
 }
 
-Tensor empty(const Image& image) {
+Tensor empty(const Image& image, bool leaves) {
   const auto [n, h, w, c] = image;
-  return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, n * h * w * c);
+  return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, n * h * w * c, leaves);
 }
 
 // The sizes of a tensor with channels last, [N, C, H, W].
@@ -56,14 +59,27 @@ struct Geometry {
   Image out;
   Window window;
   Activation activation;
+  bool leaves;
 };
 
-// [channels, height, width] of the result; [height, width], [stride], [top, left], [dilation] of the kernel; activation.
+// [channels, height, width] of the result; [height, width], [stride], [top, left], [dilation] of the kernel; the
+// activation; whether the result leaves the program.
 Geometry geometry(int64_t batch, const std::vector<int64_t>& of) {
-  if (of.size() != 12) throw std::invalid_argument("geometry has 12 numbers");
+  if (of.size() != 13) throw std::invalid_argument("geometry has 13 numbers");
   return {{batch, of[1], of[2], of[0]},
           {of[3], of[4], of[5], of[6], of[7], of[8], of[9], of[10]},
-          static_cast<Activation>(of[11])};
+          static_cast<Activation>(of[11]),
+          of[12] != 0};
+}
+
+const float* weights(const Tensor& tensor, int64_t count, const char* what) {
+  if (tensor.numel() != count || !tensor.is_contiguous() || tensor.scalar_type() != torch::headeronly::ScalarType::Float)
+    throw std::invalid_argument(std::string(what) + " of a native kernel has another size, or is not dense");
+  return data(tensor);
+}
+
+const float* vector(const std::optional<Tensor>& bias, int64_t channels) {
+  return bias ? weights(*bias, channels, "the bias") : nullptr;
 }
 
 Epilogue epilogue(const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, Image out,
@@ -74,13 +90,13 @@ Epilogue epilogue(const std::optional<Tensor>& bias, const std::optional<Tensor>
         given.channels != out.channels)
       throw std::invalid_argument("what is added has another shape than the result");
   }
-  return {bias ? data(*bias) : nullptr, residual ? data(*residual) : nullptr, activation};
+  return {vector(bias, out.channels), residual ? data(*residual) : nullptr, activation};
 }
 
 Tensor pack_matrices(Tensor matrices) {
   const int64_t taps = matrices.size(0), depth = matrices.size(1), columns = matrices.size(2);
   const int64_t count = packed_size(taps, depth, columns);
-  Tensor packed = empty({count}, {1}, count);
+  Tensor packed = empty({count}, {1}, count, true);
   pack(data(matrices), taps, depth, columns, writable(packed));
   return packed;
 }
@@ -88,9 +104,10 @@ Tensor pack_matrices(Tensor matrices) {
 Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
                    std::vector<int64_t> numbers) {
   const Image in = image(x);
-  const auto [out, window, activation] = geometry(in.batch, numbers);
-  Tensor result = empty(out);
-  Convolution(data(x), in, window, data(packed), out, writable(result), epilogue(bias, residual, out, activation))
+  const auto [out, window, activation, leaves] = geometry(in.batch, numbers);
+  Tensor result = empty(out, leaves);
+  const float* kernel = weights(packed, packed_size(window.taps(), in.channels, out.channels), "the kernel");
+  Convolution(data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation))
       .run();
   return result;
 }
@@ -98,7 +115,7 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
 // A linear layer over the last dimension: a convolution of as many images of one pixel as there are rows.
 Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
               std::vector<int64_t> numbers) {
-  const auto [out, window, activation] = geometry(1, numbers);
+  const auto [out, window, activation, leaves] = geometry(1, numbers);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   const int64_t channels = sizes.back();
   int64_t rows = 1;
@@ -108,19 +125,21 @@ Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional
     throw std::invalid_argument("native linear layers take rows that lie one behind the other, densely");
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size() - 1; i > 0; i--) strides[i - 1] = strides[i] * sizes[i];
-  Tensor result = empty(sizes, strides, rows * out.channels);
-  const Epilogue after{bias ? data(*bias) : nullptr, residual ? data(*residual) : nullptr, activation};
-  Convolution(data(x), {rows, 1, 1, channels}, window, data(packed), {rows, 1, 1, out.channels}, writable(result), after)
+  Tensor result = empty(sizes, strides, rows * out.channels, leaves);
+  const Epilogue after{vector(bias, out.channels), residual ? data(*residual) : nullptr, activation};
+  const float* kernel = weights(packed, packed_size(1, channels, out.channels), "the matrix");
+  Convolution(data(x), {rows, 1, 1, channels}, window, kernel, {rows, 1, 1, out.channels}, writable(result), after)
       .run();
   return result;
 }
 
-Tensor depthwise(Tensor x, Tensor kernel, std::optional<Tensor> bias, std::optional<Tensor> residual,
+Tensor depthwise(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
                  std::vector<int64_t> numbers) {
   const Image in = image(x);
-  const auto [out, window, activation] = geometry(in.batch, numbers);
-  Tensor result = empty(out);
-  Depthwise(data(x), in, window, data(kernel), out, writable(result), epilogue(bias, residual, out, activation))
+  const auto [out, window, activation, leaves] = geometry(in.batch, numbers);
+  Tensor result = empty(out, leaves);
+  const float* kernel = weights(packed, window.taps() * ((out.channels + 15) / 16 * 16), "the kernel");
+  Depthwise(data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation))
       .run();
   return result;
 }
@@ -128,9 +147,10 @@ Tensor depthwise(Tensor x, Tensor kernel, std::optional<Tensor> bias, std::optio
 Tensor winograd(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
                 std::vector<int64_t> numbers) {
   const Image in = image(x);
-  const auto [out, window, activation] = geometry(in.batch, numbers);
-  Tensor result = empty(out);
-  Winograd(data(x), in, window, data(packed), out, writable(result), epilogue(bias, residual, out, activation)).run();
+  const auto [out, window, activation, leaves] = geometry(in.batch, numbers);
+  Tensor result = empty(out, leaves);
+  const float* kernel = weights(packed, 36 * packed_size(1, in.channels, out.channels), "the kernel");
+  Winograd(data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation)).run();
   return result;
 }
 

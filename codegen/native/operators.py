@@ -2,8 +2,8 @@
 
 All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last and dense,
 and give one like that; ``native_linear`` takes and gives rows ``[*, C]``, contiguous. ``geometry`` is ``[channels,
-height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]`` of the kernel, and
-the place of the activation in :data:`ACTIVATIONS`.
+height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]`` of the kernel, the
+place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-// Shares of work among OpenMP's threads, which are torch's.
+// Shares of work among OpenMP's threads.
 #pragma once
 
 #include <omp.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -20,10 +21,11 @@ inline Range share(int64_t total, int64_t index, int64_t count) {
   return {total * index / count, total * (index + 1) / count};
 }
 
-// How many threads so many multiplications are worth.
+// How many of torch's threads so many multiplications are worth.
 inline int threads_for(int64_t multiplications) {
   if (omp_in_parallel()) return 1;
-  return static_cast<int>(std::clamp<int64_t>(multiplications >> 16, 1, omp_get_max_threads()));
+  const int64_t most = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  return static_cast<int>(std::clamp<int64_t>(multiplications >> 16, 1, most));
 }
 
 // Memory that a thread keeps from call to call, aligned for vectors.

@@ -2,6 +2,8 @@
 // freed; each page of a new one costs a fault, hundreds of microseconds for a few megabytes, at every call.
 #pragma once
 
+#include <pthread.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
@@ -33,28 +35,46 @@ class Pool {
         return block;
       }
     }
-    char* start = static_cast<char*>(std::aligned_alloc(ALIGNMENT, bytes + ALIGNMENT));
-    if (!start) throw std::bad_alloc();
-    *reinterpret_cast<int64_t*>(start) = bytes;
-    return start + ALIGNMENT;
+    char* made = static_cast<char*>(std::aligned_alloc(ALIGNMENT, bytes + ALIGNMENT));
+    if (!made) throw std::bad_alloc();
+    *reinterpret_cast<int64_t*>(made) = bytes;
+    return made + ALIGNMENT;
   }
 
-  void give(void* block) {
-    char* start = static_cast<char*>(block) - ALIGNMENT;
-    const int64_t bytes = *reinterpret_cast<int64_t*>(start);
-    {
+  // Called where tensors die, so nothing may be thrown.
+  void give(void* block) noexcept {
+    const int64_t bytes = *reinterpret_cast<int64_t*>(start(block));
+    try {
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (kept_ + bytes <= MOST) {
+      if (kept_ + bytes > MOST) clear();  // sizes of other times
+      if (bytes <= MOST) {
         free_[bytes].push_back(block);
         kept_ += bytes;
         return;
       }
+    } catch (const std::bad_alloc&) {
     }
-    std::free(start);
+    std::free(start(block));
   }
 
  private:
   static constexpr int64_t ALIGNMENT = 64, STEP = 4096, MOST = 256 << 20;  // bytes
+
+  // A process that is forked while another thread is in here would find the lock taken for ever.
+  Pool() {
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+  }
+
+  static char* start(void* block) { return static_cast<char*>(block) - ALIGNMENT; }
+
+  void clear() {
+    for (auto& [bytes, blocks] : free_)
+      for (void* block : blocks) std::free(start(block));
+    free_.clear();
+    kept_ = 0;
+  }
+
   std::mutex mutex_;
   std::unordered_map<int64_t, std::vector<void*>> free_;
   int64_t kept_ = 0;

@@ -111,7 +111,9 @@ def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
     weight = constant(module, layer.weight)
     if weight is None or not _fits(weight) or not _fits(value(layer.input)):
         return False
-    if layer.bias is not None and constant(module, layer.bias) is None:
+    bias = constant(module, layer.bias)
+    outputs = layer.out_features if isinstance(layer, Linear) else layer.out_channels
+    if layer.bias is not None and (bias is None or not _fits(bias) or bias.numel() != outputs):
         return False
     if isinstance(layer, Linear):
         return True
@@ -129,6 +131,7 @@ def _with_epilogue(module: GraphModule, layer: Layer, taken: set[Node]) -> Site 
     """The convolution with what follows, which is taken; None where another kernel could do along what ours cannot."""
     node = layer.node
     bias = None if isinstance(layer, WinogradConvolution) else constant(module, layer.bias)
+    bias = None if bias is None else bias.contiguous()
     residual: Node | None = None
     follower, added = _sum(node, taken)
     if bias is None and added is not None and (bias := _vector(module, added, layer)) is not None:
@@ -176,7 +179,7 @@ def _vector(module: GraphModule, node: Node, layer: Layer) -> Tensor | None:
     spread = (channels,) if isinstance(layer, Linear) else (channels, 1, 1)
     if found.numel() != channels or tuple(found.shape[-len(spread) :]) != spread:
         return None
-    return found.reshape(-1)
+    return found.reshape(-1).contiguous()
 
 
 def _alike(a: Node, b: Node) -> bool:

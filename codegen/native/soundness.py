@@ -14,10 +14,18 @@ _ALLOWED = 1e-5
 
 def sound() -> bool:
     """Whether each kind of kernel gives what torch gives, for channels that fill no register and borders all around."""
-    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        return all(
+            new.shape == old.shape and bool((new - old).norm() <= _ALLOWED * old.norm()) for new, old in _pairs()
+        )
+
+
+def _pairs() -> list[tuple[Tensor, Tensor]]:
+    """Results of ours and of torch's."""
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
 
     one, three, channels = (1, 1), (3, 3), 37
     x, weight, bias = drawn(2, channels, 11, 9), drawn(83, channels, 3, 3), drawn(83)
@@ -41,4 +49,4 @@ def sound() -> bool:
     found.append(
         (Kernel("linear", packed_matrix(matrix), bias, plain)(rows, residual), rows @ matrix + bias + residual)
     )
-    return all(new.shape == old.shape and bool((new - old).norm() <= _ALLOWED * old.norm()) for new, old in found)
+    return found

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import codegen
+import codegen.native
 import passes
 from passes.fold_constants import FoldConstants
 from rewrite.api.progress import Progress
@@ -229,7 +230,7 @@ def target_of(tune: str | None, cached: bool = True) -> Target | None:
         return None
     cache = default_cache() if cached else None
     directory = None if cache is None else cache.directory / "measurements"
-    return Target(measurements=Measurements(directory))
+    return Target(measurements=Measurements(directory), kernels=codegen.native.identity())
 
 
 def tuning_of(tune: str | None, budget: float | None, lowering: Lowering, target: Target | None) -> Tuning | None:
@@ -244,6 +245,8 @@ def tuning_of(tune: str | None, budget: float | None, lowering: Lowering, target
         raise InputError(f"budget={budget!r} is no number of seconds; pass one that is not negative, or None")
     if target is None:
         return None
+    if seconds is not None:
+        target.allowance = min(target.allowance, seconds)
     return Tuning(lowering, target, "full" if name == "full" else "quick", budget, Progress("measuring operators"))
 
 

@@ -56,17 +56,21 @@ class Target:
         measurements: what has been measured, on this device and on others.
         seconds: how long one measurement may take.
         rounds: how often each contender is timed at most.
+        allowance: how many seconds kernels of one program may be timed as it is lowered.
+        kernels: what else the times of a program depend on, as text: the kernels that lowerings have of their own.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     measurements: Measurements = field(default_factory=Measurements)
     seconds: float = 1.0
     rounds: int = 7
+    allowance: float = 10.0
+    kernels: str = ""
 
     @cached_property
     def name(self) -> str:
         """Everything about the device and the process that a measurement depends on, as text."""
-        return json.dumps(facts(self.device), sort_keys=True)
+        return json.dumps({**facts(self.device), "kernels": self.kernels}, sort_keys=True)
 
     def known(self, what: str, names: set[str]) -> Measured | None:
         """An earlier measurement of just these contenders, if there is one."""

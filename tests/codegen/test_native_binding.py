@@ -198,8 +198,9 @@ def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
     try:
         for compiler in (None, "false"):
             monkeypatch.setattr(compat, "cpp_compiler", lambda compiler=compiler: compiler)
-            library.available.cache_clear()
+            library._loaded.cache_clear()
             library._compilation.cache_clear()
+            library.identity.cache_clear()
             assert native.supported() == (compiler is not None)
             native.begin()
             with caplog.at_level("INFO", logger="rewrite"):
@@ -207,18 +208,72 @@ def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
         said = [record.getMessage() for record in caplog.records if record.name == "rewrite"]
         assert any("kernels of our own are left out" in text for text in said)
     finally:
-        library.available.cache_clear()
+        library._loaded.cache_clear()
         library._compilation.cache_clear()
+        library.identity.cache_clear()
 
 
 @needs_native
 def test_kernels_that_compute_something_else_are_left_out(monkeypatch, caplog):
     right = native.kernels.packed_depthwise
     monkeypatch.setattr("codegen.native.soundness.packed_depthwise", lambda weight: right(weight) * 1.001)
-    library.available.cache_clear()
+    library._loaded.cache_clear()
     try:
         with caplog.at_level("WARNING", logger="rewrite"):
             assert not library.available()
         assert "they compute something else" in caplog.text
     finally:
-        library.available.cache_clear()
+        library._loaded.cache_clear()
+
+
+class Odd(nn.Module):
+    """Biases that are not dense or are broadcast, added constants of every shape, and readers of strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1, bias=False)
+        self.a.bias = nn.Parameter(torch.randn(16)[::2])
+        self.one, self.map = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(5, 7))
+        self.register_buffer("spread", torch.randn(1, 1, 1).expand(8, 1, 1))
+        self.register_buffer("number", torch.randn(1, 1, 1))
+        self.register_buffer("row", torch.randn(1, 9))
+
+    def forward(self, x):
+        y = self.a(x)
+        parts = [self.b(y) + self.spread, self.b(y) + self.number, self.b(y) + self.row, F.relu(self.b(y) + self.one)]
+        rows = torch.addmm(self.one, x[:, :, 0, :5].reshape(-1, 5), self.map)
+        seen = torch.as_strided(self.b(y), (2, 6, 3), (150, 25, 1)), self.b(y).view(2, 8, -1)
+        return *parts, rows, *seen
+
+
+@needs_native
+def test_odd_constants_and_readers_of_strides():
+    """What is no bias of the layer is added by itself, and who depends on strides finds those of the model."""
+    check(Odd(), torch.randn(2, 4, 11, 11), ["convolution"] * 7)
+
+
+@needs_native
+def test_results_that_leave_have_memory_of_torch():
+    module = module_of(nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU()), x := torch.randn(2, 4, 40, 40))
+    native.bind(module, (x,), Scripted(price=ours))
+    [found] = module(x)
+    found.resize_(3, 16, 50, 50)
+
+
+@needs_native
+def test_a_budget_of_none_times_nothing():
+    target = Scripted(price=ours)
+    target.allowance = 0.0
+    assert native.bind(module_of(Residual(), x := torch.randn(2, 8, 9, 11)), (x,), target) == 0
+    assert not target.asked
+
+
+def test_other_products_compile_nothing(monkeypatch):
+    monkeypatch.setattr(native.binding, "available", lambda: pytest.fail("asked for"))
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            return torch.einsum("nqc,nkc->nqk", x, x)
+
+    assert native.bind(module_of(Attention(), x := torch.randn(2, 8, 9)), (x,), None) == 0
+    assert native.bind(module_of(Attention(), x), (x,), Scripted(price=ours)) == 0

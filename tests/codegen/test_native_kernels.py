@@ -60,7 +60,7 @@ def layers(draw, kind):
     stride, dilation = draw(pair), draw(pair)
     if kind == "winograd":
         taps, stride, dilation = (3, 3), (1, 1), (1, 1)
-    padding = draw(st.tuples(*(st.integers(0, d * (k - 1)) for k, d in zip(taps, dilation, strict=True))))
+    padding = draw(st.tuples(*(st.integers(0, d * (k - 1) + 2) for k, d in zip(taps, dilation, strict=True))))
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(taps, dilation, padding, strict=True)]
     size = [n + draw(st.integers(0, 19)) for n in least]
     batch = draw(st.integers(1, 3))
@@ -88,6 +88,15 @@ def test_kernels_agree_with_float64(kind, data):
     scale = size.amax() * 4 if kind == "winograd" else size
     allowed = 4e-6 * (scale + whole.abs() + 1)
     assert ((found.double() - AFTER[name](whole)).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize(("stride", "padding", "size"), [(2, 1, 3), (2, 4, 9), (3, 2, 2)])
+def test_one_tap_that_keeps_the_size(stride, padding, size):
+    weight, x = torch.randn(6, 4, 1, 1), torch.randn(2, 4, size, size)
+    plain = F.conv2d(x.double(), weight.double(), None, stride, padding)
+    assert plain.shape[2:] == x.shape[2:]
+    kernel = kernel_of("convolution", weight, None, plain, (stride,) * 2, (padding,) * 2, (1, 1), "")
+    torch.testing.assert_close(kernel(last(x)).double(), plain, rtol=1e-5, atol=1e-5)
 
 
 @given(data=st.data())
@@ -172,5 +181,9 @@ def test_wrong_layouts_are_refused():
     kernel = kernel_of("convolution", weight, None, x, (1, 1), (0, 0), (1, 1), "")
     with pytest.raises(ValueError, match="channels-last layout"):
         kernel(x)
+    with pytest.raises(ValueError, match="the bias of a native kernel"):
+        kernel_of("convolution", weight, torch.ones(1).expand(8), x, (1, 1), (0, 0), (1, 1), "")(last(x))
+    with pytest.raises(ValueError, match="the kernel of a native kernel"):
+        kernel_of("convolution", weight[:, :3], None, x, (1, 1), (0, 0), (1, 1), "")(last(x))
     with pytest.raises(ValueError, match="another shape"):
         kernel(last(x), last(torch.randn(1, 8, 5, 6)))
