@@ -16,8 +16,8 @@ from rewrite.result.reading import constants_of
 from rewrite.revival import revive
 from rewrite.rewriting import Rewriting
 from rewrite.trace import capture, check_model, method_of, unwrap
-from rewrite.trying import tried
-from rewrite.verify import sample_of, verify_whole
+from rewrite.trying import dropped, is_chosen, tried
+from rewrite.verify import compare_whole, sample_of, verify_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rewrite.recipe import Recipe, Settings
     from rewrite.result import Program
     from rewrite.trace import Capture
+    from rewrite.verdict import Verdict
 
 _RESTORED = "restored from the cache: the matches were verified when it was made, the whole model again"
 
@@ -122,7 +123,7 @@ class Compiler:
         rewriting = tried(self._rewriting(captured))
         verdict = None
         if self.recipe.verify != "off":
-            verdict = verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
+            rewriting, verdict = _verified(rewriting, args, kwargs)
         self._begun.set()
         if self.remark is not None:
             for note in self.remark(rewriting.graph, self.recipe, rewriting.records):
@@ -146,6 +147,21 @@ class Compiler:
             emit("plan-left", f"this program is searched: {error}")
         searched = Rewriting.of(captured, replace(self.recipe, plan=None))
         return searched.noting("the plan is not for this program, which was searched with the plan's pipeline")
+
+
+def _verified(rewriting: Rewriting, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Rewriting, Verdict]:
+    """A rewriting that is equal to the model, without what was selected where it is not with that.
+
+    Raises:
+        VerificationError: it is not equal without either.
+    """
+    captured = rewriting.captured
+    if is_chosen(rewriting):
+        verdict = compare_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
+        if verdict.accepted:
+            return rewriting, verdict
+        rewriting = dropped(rewriting, verdict.reason)
+    return rewriting, verify_whole(captured.model, captured.graph, rewriting.graph, args, kwargs)
 
 
 def _slim(graph: Graph) -> Graph:

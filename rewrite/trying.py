@@ -13,6 +13,7 @@ from rewrite.rewriting import Rewriting
 from rewrite.select import compare
 
 if TYPE_CHECKING:
+    from rewrite.recipe import Recipe
     from rewrite.select import Selection, Trial, Tuning
 
 _UNTOLD = "measurements are missing, so that another process chooses anew"
@@ -47,15 +48,36 @@ def _compared(rewriting: Rewriting, selection: Selection, tuning: Tuning) -> Rew
     if trial is not None and trial.pays:
         note = f"algorithms and layouts were chosen by measurement on {name}: {said}"
         return replace(rewriting.noting(note), ready=ready, compared=spent)
-    emit("selection-dropped", f"what was selected is not made: {said}", reason=said)
-    selection.drop()
     measured = trial is not None and trial.measured
     because = "does not pay as a whole" if measured else "is not made"
-    plain = Rewriting.of(captured, untuned).noting(f"what was selected by the times of its parts {because}: {said}")
+    plain = _without(rewriting, untuned, f"what was selected by the times of its parts {because}: {said}", said)
     if printer.digest(plain.graph) != printer.digest(unchosen.graph):
         ready = None  # verification has left something out
+    return replace(plain, ready=ready, compared=spent, tentative=rewriting.tentative if measured else _UNTOLD)
+
+
+def is_chosen(rewriting: Rewriting) -> bool:
+    """Whether something in a program was selected by measurement."""
+    return rewriting.selection is not None and any(choice.chosen for choice in rewriting.selection.choices)
+
+
+def dropped(rewriting: Rewriting, reason: str) -> Rewriting:
+    """The rewriting of the same model without its choices, for a program that is not equal to the model with them.
+
+    Each of them was checked by itself; rounding that adds up over many layers may still be more than is allowed.
+    """
+    untuned = replace(rewriting.recipe, tuning=None, listeners=())
+    note = f"what was selected is not made, for the whole model would not be equal to the source: {reason}"
+    return replace(_without(rewriting, untuned, note, reason), ready=None, tentative=rewriting.tentative)
+
+
+def _without(rewriting: Rewriting, untuned: Recipe, note: str, reason: str) -> Rewriting:
+    selection = rewriting.selection
+    assert selection is not None
+    emit("selection-dropped", f"what was selected is not made: {reason}", reason=reason)
+    selection.drop()
+    plain = Rewriting.of(rewriting.captured, untuned).noting(note)
     return replace(
-        plain, recipe=rewriting.recipe, selection=selection, ready=ready, compared=spent,
-        notes=(*selection.notes, *plain.notes), tentative=rewriting.tentative if measured else _UNTOLD,
+        plain, recipe=rewriting.recipe, selection=selection, notes=(*selection.notes, *plain.notes),
         seconds=rewriting.seconds + plain.seconds, verified=rewriting.matching,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from rewrite.compiler import Compiler
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule
 from rewrite.select import Tuning
+from rewrite.verdict import Verdict
 from tests.select.scripted import Scripted
 from tests.select.test_selection import STEPS, Mlp, X
 
@@ -108,3 +109,22 @@ def test_calls_that_are_not_lowered_measure_nothing():
     assert not target.asked
     assert lowering.compiled == 0
     assert not program.report.choices
+
+
+def test_choices_with_which_the_whole_is_not_equal_are_dropped(monkeypatch: pytest.MonkeyPatch):
+    """Rounding may add up over layers that were checked one by one: then the program is made without choices."""
+    compared: list[bool] = []
+
+    def refusing(model, original, graph, args, kwargs):
+        chosen = any("conv" in str(node.target) for node in graph.calls())
+        compared.append(chosen)
+        return Verdict(not chosen, "too far" if chosen else "", 1, 0.0)
+
+    monkeypatch.setattr("rewrite.compiler.compare_whole", refusing)
+    model = Mlp().eval()
+    fast, lowering = optimized(model)
+    assert compared == [True]
+    assert not any(choice.chosen for choice in fast.report.choices)
+    assert "would not be equal to the source: too far" in " ".join(str(fast.report).split())
+    assert agrees(fast(X), model(X))
+    assert lowering.compiled == 3  # what was lowered with the choices is not run
