@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codegen import native
 from codegen.binding import is_bound
+from codegen.native.sites import constant
 from rewrite import compat
 from rewrite.ops import Convolution, Linear, view
 
@@ -111,7 +112,5 @@ def _linear(module: GraphModule, layer: Linear) -> nn.Module | None:
 
 
 def _weight(module: GraphModule, node: Node | None) -> Tensor | None:
-    if node is None or node.op != "get_attr":
-        return None
-    found = getattr(module, str(node.target))
-    return found if isinstance(found, Tensor) and found.device.type == "cpu" else None
+    found = constant(module, node)
+    return found if found is not None and found.device.type == "cpu" else None

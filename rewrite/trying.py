@@ -31,8 +31,8 @@ def tried(rewriting: Rewriting) -> Rewriting:
 
 def _compared(rewriting: Rewriting, selection: Selection, tuning: Tuning) -> Rewriting:
     started = time.perf_counter()
-    captured, untuned = rewriting.captured, replace(rewriting.recipe, tuning=None, listeners=())
-    unchosen = Rewriting.of(captured, replace(untuned, verify="off"))
+    captured = rewriting.captured
+    unchosen = Rewriting.of(captured, replace(_untuned(rewriting), verify="off"))
     trial: Trial | None = None
     try:
         trial = compare(unchosen.graph, rewriting.graph, captured.flat_inputs, tuning.lowering)
@@ -50,7 +50,7 @@ def _compared(rewriting: Rewriting, selection: Selection, tuning: Tuning) -> Rew
         return replace(rewriting.noting(note), ready=ready, compared=spent)
     measured = trial is not None and trial.measured
     because = "does not pay as a whole" if measured else "is not made"
-    plain = _without(rewriting, untuned, f"what was selected by the times of its parts {because}: {said}", said)
+    plain = _without(rewriting, f"what was selected by the times of its parts {because}: {said}", said)
     if printer.digest(plain.graph) != printer.digest(unchosen.graph):
         ready = None  # verification has left something out
     return replace(plain, ready=ready, compared=spent, tentative=rewriting.tentative if measured else _UNTOLD)
@@ -66,17 +66,20 @@ def dropped(rewriting: Rewriting, reason: str) -> Rewriting:
 
     Each of them was checked by itself; rounding that adds up over many layers may still be more than is allowed.
     """
-    untuned = replace(rewriting.recipe, tuning=None, listeners=())
     note = f"what was selected is not made, for the whole model would not be equal to the source: {reason}"
-    return replace(_without(rewriting, untuned, note, reason), ready=None, tentative=rewriting.tentative)
+    return replace(_without(rewriting, note, reason), tentative=rewriting.tentative)
 
 
-def _without(rewriting: Rewriting, untuned: Recipe, note: str, reason: str) -> Rewriting:
+def _untuned(rewriting: Rewriting) -> Recipe:
+    return replace(rewriting.recipe, tuning=None, listeners=())
+
+
+def _without(rewriting: Rewriting, note: str, reason: str) -> Rewriting:
     selection = rewriting.selection
     assert selection is not None
     emit("selection-dropped", f"what was selected is not made: {reason}", reason=reason)
     selection.drop()
-    plain = Rewriting.of(rewriting.captured, untuned).noting(note)
+    plain = Rewriting.of(rewriting.captured, _untuned(rewriting)).noting(note)
     return replace(
         plain, recipe=rewriting.recipe, selection=selection, notes=(*selection.notes, *plain.notes),
         seconds=rewriting.seconds + plain.seconds, verified=rewriting.matching,

@@ -13,7 +13,6 @@ Improving the Numerical Stability of Winograd Convolutions, 2017), and their squ
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -143,6 +142,6 @@ def _has_outputs(node: Node, tiles: Reshape | None) -> bool:
     assert tiles is not None
     n, o, down, rows, across, columns = value(tiles.input).shape
     whole, left = value(tiles.node).shape, value(node).shape
-    if tuple(whole[1:]) != (o, operator.mul(down, rows), operator.mul(across, columns)) or whole[0] != n:
+    if tuple(whole[1:]) != (o, down * rows, across * columns) or whole[0] != n:
         return False
     return all(0 <= size - kept < OUTPUTS for size, kept in zip(whole[2:], left[2:], strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,7 @@ def _leaves(user: Node) -> bool:
     return user.op == "output"
 
 
-def faster(module: GraphModule, site: Site, target: Target | None, ends: float = math.inf) -> Kernel | None:
+def faster(module: GraphModule, site: Site, target: Target | None, ends: float) -> Kernel | None:
     """Our kernel with its weights for a site; None where the library's is as fast, or cannot be timed.
 
     Args:

@@ -33,19 +33,32 @@ inline void pack(const float* from, int64_t taps, int64_t depth, int64_t columns
   }
 }
 
-class Convolution {
+// What a kernel reads and writes.
+struct Operands {
+  const float* x_;
+  Image in_;
+  Window window_;
+  const float* packed_;  // the weights, in the kernel's order
+  Image out_;
+  float* result_;
+  Epilogue epilogue_;
+};
+
+class Convolution : Operands {
  public:
-  Convolution(const float* x, Image in, Window window, const float* packed, Image out, float* result,
-              Epilogue epilogue)
-      : x_(x), in_(in), window_(window), packed_(packed), out_(out), result_(result), epilogue_(epilogue),
-        panels_(out.channels), zeros_(in.channels, 0.0f),
-        inner_y_(inner(in.height, out.height, window.height, window.stride_y, window.top, window.dilation_y)),
-        inner_x_(inner(in.width, out.width, window.width, window.stride_x, window.left, window.dilation_x)),
-        pointwise_(window.taps() == 1 && window.stride_y == 1 && window.stride_x == 1 && window.top == 0 &&
-                   window.left == 0 && in.height == out.height && in.width == out.width) {
-    for (int64_t ky = 0; ky < window.height; ky++)
-      for (int64_t kx = 0; kx < window.width; kx++)
-        away_.push_back((ky * window.dilation_y * in.width + kx * window.dilation_x) * in.channels);
+  static int64_t packed(Image in, Window window, Image out) {
+    return packed_size(window.taps(), in.channels, out.channels);
+  }
+
+  explicit Convolution(const Operands& operands)
+      : Operands(operands), panels_(out_.channels), zeros_(in_.channels, 0.0f),
+        inner_y_(inner(in_.height, out_.height, window_.height, window_.stride_y, window_.top, window_.dilation_y)),
+        inner_x_(inner(in_.width, out_.width, window_.width, window_.stride_x, window_.left, window_.dilation_x)),
+        pointwise_(window_.taps() == 1 && window_.stride_y == 1 && window_.stride_x == 1 && window_.top == 0 &&
+                   window_.left == 0 && in_.height == out_.height && in_.width == out_.width) {
+    for (int64_t ky = 0; ky < window_.height; ky++)
+      for (int64_t kx = 0; kx < window_.width; kx++)
+        away_.push_back((ky * window_.dilation_y * in_.width + kx * window_.dilation_x) * in_.channels);
   }
 
   void run() {
@@ -133,13 +146,6 @@ class Convolution {
     return {(low + stride - 1) / stride, last < 0 ? 0 : std::min(last / stride + 1, outputs)};
   }
 
-  const float* x_;
-  Image in_;
-  Window window_;
-  const float* packed_;
-  Image out_;
-  float* result_;
-  Epilogue epilogue_;
   Panels panels_;
   std::vector<float> zeros_;
   Range inner_y_, inner_x_;

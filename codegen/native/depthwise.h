@@ -6,13 +6,14 @@
 
 namespace torch_rewrite {
 
-class Depthwise {
+class Depthwise : Operands {
  public:
-  // `kernel` is [taps, channels], the latter filled up with zeros to a multiple of 16.
-  Depthwise(const float* x, Image in, Window window, const float* kernel, Image out, float* result, Epilogue epilogue)
-      : x_(x), in_(in), window_(window), kernel_(kernel), out_(out), result_(result), epilogue_(epilogue),
-        blocks_((in.channels + VL - 1) / VL), reach_y_((window.height - 1) * window.dilation_y + 1),
-        reach_x_((window.width - 1) * window.dilation_x + 1) {}
+  // The kernel is [taps, channels], the latter filled up with zeros to a multiple of 16.
+  static int64_t packed(Image in, Window window, Image out) { return window.taps() * filled(out.channels); }
+
+  explicit Depthwise(const Operands& operands)
+      : Operands(operands), blocks_((in_.channels + VL - 1) / VL),
+        reach_y_((window_.height - 1) * window_.dilation_y + 1), reach_x_((window_.width - 1) * window_.dilation_x + 1) {}
 
   void run() {
     width_ = (out_.width - 1) * window_.stride_x + reach_x_;
@@ -34,6 +35,8 @@ class Depthwise {
  private:
   static constexpr int64_t CACHE = 6 * 1024;  // floats
 
+  static int64_t filled(int64_t channels) { return (channels + 15) / 16 * 16; }
+
   void part(int64_t n, Range ys, int64_t block, Scratch& scratch) const {
     const int64_t rows = (ys.end - ys.begin - 1) * window_.stride_y + reach_y_;
     float* copied = scratch.take(rows * width_ * VL);
@@ -50,7 +53,7 @@ class Depthwise {
         int64_t offset[WIDE];
         for (int i = 0; i < count; i++) offset[i] = to + (some.begin + i) * out_.channels;
         row(std::make_integer_sequence<int, WIDE>{}, count, from + some.begin * window_.stride_x * VL,
-            kernel_ + channel, sums);
+            packed_ + channel, sums);
         finish(sums, count, 1, result_, offset, channel, out_.channels, epilogue_);
       }
     }
@@ -102,7 +105,7 @@ class Depthwise {
   template <int COUNT, int WIDTH, int STRIDE>
   void summed(const float* from, const float* kernel, float* sums) const {
     vec sum[COUNT] = {};
-    const int64_t step = (out_.channels + 15) / 16 * 16;
+    const int64_t step = filled(out_.channels);
     for (int64_t ky = 0; ky < window_.height; ky++, from += window_.dilation_y * width_ * VL) {
       if constexpr (WIDTH > 0) {
         vec weights[WIDTH];
@@ -130,13 +133,6 @@ class Depthwise {
     for (int i = 0; i < COUNT; i++) store(sums + i * VL, sum[i]);
   }
 
-  const float* x_;
-  Image in_;
-  Window window_;
-  const float* kernel_;
-  Image out_;
-  float* result_;
-  Epilogue epilogue_;
   int64_t blocks_, reach_y_, reach_x_, width_ = 0, strips_ = 1;
 };
 

@@ -101,14 +101,15 @@ Tensor pack_matrices(Tensor matrices) {
   return packed;
 }
 
-Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
-                   std::vector<int64_t> numbers) {
+// A kernel over images.
+template <typename Kernel>
+Tensor convolved(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                 std::vector<int64_t> numbers) {
   const Image in = image(x);
   const auto [out, window, activation, leaves] = geometry(in.batch, numbers);
   Tensor result = empty(out, leaves);
-  const float* kernel = weights(packed, packed_size(window.taps(), in.channels, out.channels), "the kernel");
-  Convolution(data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation))
-      .run();
+  const float* kernel = weights(packed, Kernel::packed(in, window, out), "the kernel");
+  Kernel({data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation)}).run();
   return result;
 }
 
@@ -128,29 +129,8 @@ Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional
   Tensor result = empty(sizes, strides, rows * out.channels, leaves);
   const Epilogue after{vector(bias, out.channels), residual ? data(*residual) : nullptr, activation};
   const float* kernel = weights(packed, packed_size(1, channels, out.channels), "the matrix");
-  Convolution(data(x), {rows, 1, 1, channels}, window, kernel, {rows, 1, 1, out.channels}, writable(result), after)
+  Convolution({data(x), {rows, 1, 1, channels}, window, kernel, {rows, 1, 1, out.channels}, writable(result), after})
       .run();
-  return result;
-}
-
-Tensor depthwise(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
-                 std::vector<int64_t> numbers) {
-  const Image in = image(x);
-  const auto [out, window, activation, leaves] = geometry(in.batch, numbers);
-  Tensor result = empty(out, leaves);
-  const float* kernel = weights(packed, window.taps() * ((out.channels + 15) / 16 * 16), "the kernel");
-  Depthwise(data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation))
-      .run();
-  return result;
-}
-
-Tensor winograd(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional<Tensor> residual,
-                std::vector<int64_t> numbers) {
-  const Image in = image(x);
-  const auto [out, window, activation, leaves] = geometry(in.batch, numbers);
-  Tensor result = empty(out, leaves);
-  const float* kernel = weights(packed, 36 * packed_size(1, in.channels, out.channels), "the kernel");
-  Winograd(data(x), in, window, kernel, out, writable(result), epilogue(bias, residual, out, activation)).run();
   return result;
 }
 
@@ -158,10 +138,10 @@ Tensor winograd(Tensor x, Tensor packed, std::optional<Tensor> bias, std::option
 
 STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
   library.impl("native_pack", TORCH_BOX(&pack_matrices));
-  library.impl("native_convolution", TORCH_BOX(&convolution));
+  library.impl("native_convolution", TORCH_BOX(&convolved<Convolution>));
   library.impl("native_linear", TORCH_BOX(&linear));
-  library.impl("native_depthwise", TORCH_BOX(&depthwise));
-  library.impl("native_winograd", TORCH_BOX(&winograd));
+  library.impl("native_depthwise", TORCH_BOX(&convolved<Depthwise>));
+  library.impl("native_winograd", TORCH_BOX(&convolved<Winograd>));
 }
 
 }  // namespace torch_rewrite

@@ -29,13 +29,14 @@ inline void transform_output(const vec (&m)[6], vec (&y)[4]) {
   y[3] = A * A * A * odd_a + B * B * B * odd_b + m[5];
 }
 
-class Winograd {
+class Winograd : Operands {
  public:
-  // `packed` holds 36 packed matrices [in channels, out channels], one behind the other.
-  Winograd(const float* x, Image in, Window window, const float* packed, Image out, float* result, Epilogue epilogue)
-      : x_(x), in_(in), window_(window), packed_(packed), out_(out), result_(result), epilogue_(epilogue),
-        panels_(out.channels), depth_((in.channels + VL - 1) / VL * VL), columns_(panels_.vectors * VL),
-        across_((out.width + 3) / 4), down_((out.height + 3) / 4) {}
+  // The kernel is 36 packed matrices [in channels, out channels], one behind the other.
+  static int64_t packed(Image in, Window window, Image out) { return 36 * packed_size(1, in.channels, out.channels); }
+
+  explicit Winograd(const Operands& operands)
+      : Operands(operands), panels_(out_.channels), depth_((in_.channels + VL - 1) / VL * VL),
+        columns_(panels_.vectors * VL), across_((out_.width + 3) / 4), down_((out_.height + 3) / 4) {}
 
   void run() {
     const int64_t tiles = out_.batch * across_ * down_;
@@ -168,13 +169,6 @@ class Winograd {
     return {tile / (across_ * down_), tile / across_ % down_ * 4, tile % across_ * 4};
   }
 
-  const float* x_;
-  Image in_;
-  Window window_;
-  const float* packed_;
-  Image out_;
-  float* result_;
-  Epilogue epilogue_;
   Panels panels_;
   int64_t depth_, columns_, across_, down_;
 };
