@@ -44,6 +44,12 @@ struct Operands {
   Epilogue epilogue_;
 };
 
+// The outputs along one dimension whose taps all lie inside the image.
+inline Range inner(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t low, int64_t dilation) {
+  const int64_t last = size - 1 - dilation * (taps - 1) + low;  // the last place where a kernel may begin, with zeros
+  return {(low + stride - 1) / stride, last < 0 ? 0 : std::min(last / stride + 1, outputs)};
+}
+
 class Convolution : Operands {
  public:
   static int64_t packed(Image in, Window window, Image out) {
@@ -138,12 +144,6 @@ class Convolution : Operands {
             inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels : zeros_.data();
       }
     }
-  }
-
-  // The outputs along one dimension whose taps all lie inside the image.
-  static Range inner(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t low, int64_t dilation) {
-    const int64_t last = size - 1 - dilation * (taps - 1) + low;  // the last place where a kernel may begin, with zeros
-    return {(low + stride - 1) / stride, last < 0 ? 0 : std::min(last / stride + 1, outputs)};
   }
 
   Panels panels_;

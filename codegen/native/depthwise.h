@@ -1,6 +1,8 @@
-// Depthwise convolutions of images with channels last: a block of channels of some rows is copied beside its zeros into
-// the nearest cache, and a row of results is summed in registers.
+// Depthwise convolutions of images with channels last, read where they lie: neighbours in a row of results are summed in
+// registers and share what they load; the few whose taps meet the zeros left and right are summed one by one.
 #pragma once
+
+#include <cmath>
 
 #include "convolution.h"
 
@@ -12,128 +14,171 @@ class Depthwise : Operands {
   static int64_t packed(Image in, Window window, Image out) { return window.taps() * filled(out.channels); }
 
   explicit Depthwise(const Operands& operands)
-      : Operands(operands), blocks_((in_.channels + VL - 1) / VL),
-        reach_y_((window_.height - 1) * window_.dilation_y + 1), reach_x_((window_.width - 1) * window_.dilation_x + 1) {}
+      : Operands(operands), blocks_((in_.channels + VL - 1) / VL), step_(filled(out_.channels)),
+        groups_((out_.width + WIDE - 1) / WIDE),
+        bounded_(!epilogue_.residual && epilogue_.activation <= Activation::relu6),
+        low_(epilogue_.activation == Activation::none ? -INFINITY : 0.0f),
+        high_(epilogue_.activation == Activation::relu6 ? 6.0f : INFINITY) {}
 
-  void run() {
-    width_ = (out_.width - 1) * window_.stride_x + reach_x_;
-    // as many rows of results as have their inputs in the cache
-    const int64_t most = std::max<int64_t>((CACHE / (width_ * VL) - reach_y_) / window_.stride_y + 1, 1);
-    strips_ = (out_.height + most - 1) / most;
-    const int64_t tasks = out_.batch * strips_ * blocks_;
-    const int threads = static_cast<int>(std::min<int64_t>(
-        threads_for(out_.batch * out_.height * out_.width * out_.channels * window_.taps()), tasks));
+  void run() const {
+    const int64_t rows = out_.batch * out_.height;
+    const int threads = threads_for(rows * out_.width * out_.channels * window_.taps());
+    const bool by_blocks = evenness(blocks_, threads) > evenness(rows, threads);
+    // as many rows of results as have their inputs in a core's second cache, for each block of channels reads them all
+    const int64_t most = std::max<int64_t>((CACHE / (in_.width * in_.channels) - window_.height) / window_.stride_y, 1);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      thread_local Scratch scratch;
-      const Range range = share(tasks, omp_get_thread_num(), omp_get_num_threads());
-      for (int64_t task = range.begin; task < range.end; task++)
-        part(task / blocks_ / strips_, share(out_.height, task / blocks_ % strips_, strips_), task % blocks_, scratch);
+      const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();  // there may be fewer than were asked for
+      const Range mine = by_blocks ? Range{0, rows} : share(rows, me, team);
+      const Range blocks = by_blocks ? share(blocks_, me, team) : Range{0, blocks_};
+      for (int64_t first = mine.begin; first < mine.end; first += most) {
+        const int64_t last = std::min(first + most, mine.end);
+        for (int64_t block = blocks.begin; block < blocks.end; block++)
+          for (int64_t y = first; y < last; y++) row(y / out_.height, y % out_.height, block * VL);
+      }
     }
   }
 
  private:
-  static constexpr int64_t CACHE = 6 * 1024;  // floats
+  static constexpr int64_t CACHE = 128 * 1024;           // floats
+  static constexpr int WIDE = REGISTERS == 32 ? 8 : 4;  // neighbours that are summed at once
 
   static int64_t filled(int64_t channels) { return (channels + 15) / 16 * 16; }
 
-  void part(int64_t n, Range ys, int64_t block, Scratch& scratch) const {
-    const int64_t rows = (ys.end - ys.begin - 1) * window_.stride_y + reach_y_;
-    float* copied = scratch.take(rows * width_ * VL);
-    copy(n, ys.begin * window_.stride_y - window_.top, rows, block, copied);
-    const int64_t channel = block * VL;
-    const int64_t groups = (out_.width + WIDE - 1) / WIDE;
-    for (int64_t y = ys.begin; y < ys.end; y++) {
-      const float* from = copied + (y - ys.begin) * window_.stride_y * width_ * VL;
-      const int64_t to = ((n * out_.height + y) * out_.width) * out_.channels;
-      for (int64_t g = 0; g < groups; g++) {
-        const Range some = share(out_.width, g, groups);
-        const int count = static_cast<int>(some.end - some.begin);
-        alignas(64) float sums[WIDE * VL];
-        int64_t offset[WIDE];
-        for (int i = 0; i < count; i++) offset[i] = to + (some.begin + i) * out_.channels;
-        row(std::make_integer_sequence<int, WIDE>{}, count, from + some.begin * window_.stride_x * VL,
-            packed_ + channel, sums);
-        finish(sums, count, 1, result_, offset, channel, out_.channels, epilogue_);
-      }
-    }
+  // The part of their time that threads work which share so many.
+  static double evenness(int64_t total, int64_t threads) {
+    return static_cast<double>(total) / static_cast<double>((total + threads - 1) / threads * threads);
   }
 
-  static constexpr int WIDE = REGISTERS == 32 ? 8 : 4;  // neighbours that are summed at once
+  // Taps along one dimension that lie inside, for the first one's place.
+  static Range inside(int64_t place, int64_t size, int64_t taps, int64_t dilation) {
+    const int64_t first = place < 0 ? (dilation - 1 - place) / dilation : 0;
+    const int64_t last = place < size ? (size - place + dilation - 1) / dilation : 0;
+    return {std::min(first, taps), std::clamp(last, std::min(first, taps), taps)};
+  }
 
-  void copy(int64_t n, int64_t y, int64_t rows, int64_t block, float* to) const {
-    const int64_t channel = block * VL, left = in_.channels - channel;
-    for (int64_t r = 0; r < rows; r++, y++) {
-      const float* from = x_ + (n * in_.height + y) * in_.width * in_.channels + channel;
-      const bool inside = y >= 0 && y < in_.height;
-      const int64_t first = inside ? std::min(window_.left, width_) : width_;
-      const int64_t last = inside ? std::clamp(window_.left + in_.width, first, width_) : width_;
-      int64_t j = 0;
-      for (; j < first; j++, to += VL) store(to, vec{});
-      if (left >= VL) {
-        for (; j < last; j++, from += in_.channels, to += VL) store(to, load(from));
-      } else {
-        for (; j < last; j++, from += in_.channels, to += VL) store(to, load(from, left));
-      }
-      for (; j < width_; j++, to += VL) store(to, vec{});
+  // Neighbours in a row of results, for VL channels.
+  struct Some {
+    const float* from;  // the first row of the image that has taps
+    int64_t place;      // in it of the first tap
+    int64_t height;     // rows of taps that lie inside
+    const float* kernel;
+    int64_t channel, to;  // of the first result
+    Lanes lanes;
+  };
+
+  // A row of results, for VL channels.
+  void row(int64_t n, int64_t y, int64_t channel) const {
+    const int64_t place = y * window_.stride_y - window_.top;
+    const Range taps = inside(place, in_.height, window_.height, window_.dilation_y);
+    const float* from =
+        x_ + (n * in_.height + place + taps.begin * window_.dilation_y) * in_.width * in_.channels + channel;
+    const float* kernel = packed_ + taps.begin * window_.width * step_ + channel;
+    const int64_t height = taps.end - taps.begin, to = (n * out_.height + y) * out_.width;
+    const Lanes lanes(in_.channels - channel);
+    for (int64_t g = 0; g < groups_; g++) {
+      const Range xs = share(out_.width, g, groups_);
+      neighbours(std::make_integer_sequence<int, WIDE>{}, static_cast<int>(xs.end - xs.begin),
+                 {from, xs.begin * window_.stride_x - window_.left, height, kernel, channel,
+                  (to + xs.begin) * out_.channels, lanes});
     }
   }
 
   // The sums of `count` neighbours, by code for that number.
   template <int... COUNTS>
-  void row(std::integer_sequence<int, COUNTS...>, int count, const float* from, const float* kernel,
-           float* sums) const {
-    ((count == COUNTS + 1 && (row_of<COUNTS + 1>(from, kernel, sums), true)) || ...);
+  void neighbours(std::integer_sequence<int, COUNTS...>, int count, const Some& some) const {
+    ((count == COUNTS + 1 && (neighbours_of<COUNTS + 1>(some), true)) || ...);
   }
 
   template <int COUNT>
-  void row_of(const float* from, const float* kernel, float* sums) const {
+  void neighbours_of(const Some& some) const {
     if (window_.dilation_x == 1 && window_.stride_x <= 2) {
       switch (window_.width * 2 + window_.stride_x) {
-        case 7: return summed<COUNT, 3, 1>(from, kernel, sums);
-        case 8: return summed<COUNT, 3, 2>(from, kernel, sums);
-        case 11: return summed<COUNT, 5, 1>(from, kernel, sums);
-        case 12: return summed<COUNT, 5, 2>(from, kernel, sums);
-        case 15: return summed<COUNT, 7, 1>(from, kernel, sums);
+        case 7: return shared<COUNT, 3, 1>(some);
+        case 8: return shared<COUNT, 3, 2>(some);
+        case 11: return shared<COUNT, 5, 1>(some);
+        case 12: return shared<COUNT, 5, 2>(some);
+        case 15: return shared<COUNT, 7, 1>(some);
         default: break;
       }
     }
-    summed<COUNT, 0, 0>(from, kernel, sums);
+    each<COUNT>(some);
   }
 
-  // A kernel of a known width and stride shares what it loads among neighbours.
+  // A kernel of a known width and stride.
   template <int COUNT, int WIDTH, int STRIDE>
-  void summed(const float* from, const float* kernel, float* sums) const {
+  void shared(const Some& some) const {
+    if (some.place >= 0 && some.place + (COUNT - 1) * STRIDE + WIDTH <= in_.width)
+      shared_where<COUNT, WIDTH, STRIDE, true>(some);
+    else
+      shared_where<COUNT, WIDTH, STRIDE, false>(some);
+  }
+
+  // `INSIDE`: all pixels that are read are there; otherwise some are zeros beside the image.
+  template <int COUNT, int WIDTH, int STRIDE, bool INSIDE>
+  void shared_where(const Some& some) const {
+    const int64_t first = -some.place, last = in_.width - some.place, pixel = in_.channels;
+    const float *from = some.from + some.place * pixel, *kernel = some.kernel;
     vec sum[COUNT] = {};
-    const int64_t step = filled(out_.channels);
-    for (int64_t ky = 0; ky < window_.height; ky++, from += window_.dilation_y * width_ * VL) {
-      if constexpr (WIDTH > 0) {
-        vec weights[WIDTH];
+    for (int64_t ky = 0; ky < some.height; ky++, from += window_.dilation_y * in_.width * pixel) {
+      vec weights[WIDTH];
 #pragma GCC unroll 8
-        for (int kx = 0; kx < WIDTH; kx++) weights[kx] = load(kernel + kx * step);
-        kernel += WIDTH * step;
+      for (int kx = 0; kx < WIDTH; kx++) weights[kx] = load(kernel + kx * step_);
+      kernel += WIDTH * step_;
 #pragma GCC unroll 24
-        for (int j = 0; j < (COUNT - 1) * STRIDE + WIDTH; j++) {
-          const vec x = load(from + j * VL);
+      for (int j = 0; j < (COUNT - 1) * STRIDE + WIDTH; j++) {
+        if (!INSIDE && (j < first || j >= last)) continue;
+        const vec x = load(from + j * pixel, some.lanes);
 #pragma GCC unroll 8
-          for (int kx = 0; kx < WIDTH; kx++)
-            if (j >= kx && (j - kx) % STRIDE == 0 && (j - kx) / STRIDE < COUNT)
-              sum[(j - kx) / STRIDE] += x * weights[kx];
-        }
-      } else {
-        for (int64_t kx = 0; kx < window_.width; kx++, kernel += step) {
-          const vec weight = load(kernel);
+        for (int kx = 0; kx < WIDTH; kx++)
+          if (j >= kx && (j - kx) % STRIDE == 0 && (j - kx) / STRIDE < COUNT)
+            sum[(j - kx) / STRIDE] += x * weights[kx];
+      }
+    }
+    give(sum, some);
+  }
+
+  template <int COUNT>
+  void each(const Some& some) const {
+    const int64_t reach = (COUNT - 1) * window_.stride_x + (window_.width - 1) * window_.dilation_x + 1;
+    const bool all = some.place >= 0 && some.place + reach <= in_.width;
+    const float *from = some.from, *kernel = some.kernel;
+    vec sum[COUNT] = {};
+    for (int64_t ky = 0; ky < some.height; ky++, from += window_.dilation_y * in_.width * in_.channels) {
+      for (int64_t kx = 0; kx < window_.width; kx++, kernel += step_) {
+        const vec weight = load(kernel);
+        const int64_t at = some.place + kx * window_.dilation_x;
 #pragma GCC unroll 8
-          for (int i = 0; i < COUNT; i++)
-            sum[i] += weight * load(from + (i * window_.stride_x + kx * window_.dilation_x) * VL);
+        for (int i = 0; i < COUNT; i++) {
+          const int64_t x = at + i * window_.stride_x;
+          if (all || (x >= 0 && x < in_.width)) sum[i] += weight * load(from + x * in_.channels, some.lanes);
         }
       }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; i++) store(sums + i * VL, sum[i]);
+    give(sum, some);
   }
 
-  int64_t blocks_, reach_y_, reach_x_, width_ = 0, strips_ = 1;
+  template <int COUNT>
+  void give(const vec (&sum)[COUNT], const Some& some) const {
+    if (bounded_) {
+      const vec bias = epilogue_.bias ? load(epilogue_.bias + some.channel, some.lanes) : vec{};
+      float* to = result_ + some.to + some.channel;
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; i++)
+        store(to + i * out_.channels, at_most(at_least(sum[i] + bias, low_), high_), some.lanes);
+      return;
+    }
+    alignas(64) float sums[COUNT * VL];
+    int64_t offset[COUNT];
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i++) store(sums + i * VL, sum[i]);
+    for (int i = 0; i < COUNT; i++) offset[i] = some.to + i * out_.channels;
+    finish(sums, COUNT, 1, result_, offset, some.channel, out_.channels, epilogue_);
+  }
+
+  int64_t blocks_, step_, groups_;
+  bool bounded_;  // all that follows is a bias and bounds, which takes no detour through memory
+  float low_, high_;
 };
 
 }  // namespace torch_rewrite

@@ -67,7 +67,7 @@ template <Activation ACTIVATION>
 void finish_with(const float* sums, int rows, int vectors, float* out, const int64_t* offset, int64_t column,
                  int64_t columns, const Epilogue& epilogue) {
   for (int v = 0; v < vectors; v++, column += VL) {
-    const int64_t left = columns - column;
+    const Lanes left(columns - column);
     const vec bias = epilogue.bias ? load(epilogue.bias + column, left) : vec{};
     for (int r = 0; r < rows; r++) {
       vec value = load(sums + (r * vectors + v) * VL) + bias;

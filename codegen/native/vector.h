@@ -3,7 +3,10 @@
 
 #include <cstdint>
 #include <cstring>
-#include <limits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace torch_rewrite {
 
@@ -26,49 +29,93 @@ inline vec load(const float* from) { return *reinterpret_cast<const unaligned_ve
 inline void store(float* to, vec value) { *reinterpret_cast<unaligned_vec*>(to) = value; }
 inline vec all(float value) { return value - vec{}; }  // exact, and one instruction
 
-// The first `count` floats, zeros behind.
-inline vec load(const float* from, int64_t count) {
-  if (count >= VL) return load(from);
+// The first floats of a vector; there is no more behind them.
+#if defined(__AVX512F__)
+struct Lanes {
+  __mmask16 mask;
+  explicit Lanes(int64_t count) : mask(count >= VL ? 0xffff : (1 << count) - 1) {}
+};
+inline vec load(const float* from, Lanes lanes) { return (vec)_mm512_maskz_loadu_ps(lanes.mask, from); }
+inline void store(float* to, vec value, Lanes lanes) { _mm512_mask_storeu_ps(to, lanes.mask, (__m512)value); }
+#else
+struct Lanes {
+  int64_t count;
+  explicit Lanes(int64_t count) : count(count) {}
+};
+inline vec load(const float* from, Lanes lanes) {
+  if (lanes.count >= VL) return load(from);
   vec value{};
-  std::memcpy(&value, from, count * sizeof(float));
+  std::memcpy(&value, from, lanes.count * sizeof(float));
   return value;
 }
+inline void store(float* to, vec value, Lanes lanes) {
+  if (lanes.count >= VL) return store(to, value);
+  std::memcpy(to, &value, lanes.count * sizeof(float));
+}
+#endif
 
-inline void store(float* to, vec value, int64_t count) {
-  if (count >= VL) return store(to, value);
-  std::memcpy(to, &value, count * sizeof(float));
+// The larger, the smaller of both; x where it is NaN, as the instructions have it.
+inline vec at_least(vec x, float bound) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_max_ps((__m512)all(bound), (__m512)x);
+#elif defined(__AVX2__)
+  return (vec)_mm256_max_ps((__m256)all(bound), (__m256)x);
+#else
+  return x < bound ? all(bound) : x;
+#endif
 }
 
-// Comparisons with NaN are false, so that what stands last keeps it.
-inline vec at_least(vec x, float bound) { return x < bound ? all(bound) : x; }
-inline vec at_most(vec x, float bound) { return x > bound ? all(bound) : x; }
+inline vec at_most(vec x, float bound) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_min_ps((__m512)all(bound), (__m512)x);
+#elif defined(__AVX2__)
+  return (vec)_mm256_min_ps((__m256)all(bound), (__m256)x);
+#else
+  return x > bound ? all(bound) : x;
+#endif
+}
 
-// Cephes' single precision exponential; infinite and zero where float32 is.
+// e^x for x between -87 and 88, and what those give beyond; 2^n 2^f with a polynomial for 2^f, f at most 1/2, that
+// interpolates at Chebyshev's points: within 1.5e-7.
 inline vec exponential(vec x) {
+  constexpr float LOG2_E = 1.44269504f, SHIFT = 12582912.0f + 127.0f;  // 1.5 * 2^23: what is added is rounded
   const vec bounded = at_most(at_least(x, -87.0f), 88.0f);
-  const vec n = __builtin_convertvector(
-      __builtin_convertvector(bounded * 1.44269504f + (bounded < 0.0f ? all(-0.5f) : all(0.5f)), ivec), vec);
-  const vec r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
-  vec p = all(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
+  const vec shifted = bounded * LOG2_E + SHIFT;
+  const vec f = bounded * LOG2_E - (shifted - SHIFT);
+  vec p = all(1.545316295e-4f);
+  p = p * f + 1.339086336e-3f;
+  p = p * f + 9.618082557e-3f;
+  p = p * f + 5.550357114e-2f;
+  p = p * f + 2.402265076e-1f;
+  p = p * f + 6.931471880e-1f;
+  p = p * f + 1.0f;
+  ivec bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits <<= 23;
   vec power;
   std::memcpy(&power, &bits, sizeof(power));
-  vec result = p * power;
-  result = x > 88.72283f ? all(std::numeric_limits<float>::infinity()) : result;
-  result = x < -87.33654f ? all(0.0f) : result;
-  return x != x ? x : result;
+  return p * power;
+}
+
+// Of finite numbers whose reciprocal is not denormal: an estimate, and a step of Newton's.
+inline vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+  const vec estimate = (vec)_mm512_rcp14_ps((__m512)x);
+  return estimate * (2.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
+}
+
+inline vec sigmoid(vec x) {
+  const vec result = reciprocal(1.0f + exponential(-x));
+  return x < -87.0f ? all(0.0f) : result;  // so that of -infinity it is 0, and SiLU NaN, as torch's
 }
 
 // The error function of Abramowitz and Stegun, 7.1.26: within 1.5e-7.
 inline vec error_function(vec x) {
-  const vec size = x < 0.0f ? -x : x;
-  const vec t = 1.0f / (1.0f + 0.3275911f * size);
+  const vec size = at_most(x < 0.0f ? -x : x, 6.0f);
+  const vec t = reciprocal(1.0f + 0.3275911f * size);
   vec p = all(1.061405429f);
   p = p * t - 1.453152027f;
   p = p * t + 1.421413741f;
@@ -88,8 +135,8 @@ inline vec activated(vec x, Activation activation) {
     case Activation::relu6: return at_most(at_least(x, 0.0f), 6.0f);
     case Activation::hardswish: return x * (at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f));
     case Activation::hardsigmoid: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
-    case Activation::sigmoid: return 1.0f / (1.0f + exponential(-x));
-    case Activation::silu: return x / (1.0f + exponential(-x));
+    case Activation::sigmoid: return sigmoid(x);
+    case Activation::silu: return x * sigmoid(x);
     case Activation::gelu: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
   }
   return x;

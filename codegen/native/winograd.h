@@ -88,7 +88,8 @@ class Winograd : Operands {
   void gather(Range block, Range items, float* v) const {
     const int64_t count = block.end - block.begin, vectors = depth_ / VL, plane = count * depth_;
     for (int64_t item = items.begin; item < items.end; item++) {
-      const int64_t tile = item / vectors, channel = item % vectors * VL, left = in_.channels - channel;
+      const int64_t tile = item / vectors, channel = item % vectors * VL;
+      const Lanes left(in_.channels - channel);
       const auto [n, y, x] = corner(block.begin + tile);
       vec d[6][6], t[6];
       for (int i = 0; i < 6; i++) {
@@ -137,7 +138,7 @@ class Winograd : Operands {
     const int64_t count = block.end - block.begin, plane = count * columns_;
     for (int64_t item = items.begin; item < items.end; item++) {
       const int64_t tile = item / panels_.vectors, channel = item % panels_.vectors * VL;
-      const int64_t left = out_.channels - channel;
+      const Lanes left(out_.channels - channel);
       const auto [n, y, x] = corner(block.begin + tile);
       const float* from = m + tile * columns_ + channel;
       vec half[4][6];
