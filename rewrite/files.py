@@ -1,10 +1,23 @@
-"""Files that are written whole."""
+"""Where files are kept, and files that are written whole."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from pathlib import Path
+
+import platformdirs
+
+_DIRECTORY = "TORCH_REWRITE_CACHE_DIR"
+_SWITCH = "TORCH_REWRITE_CACHE"
+
+
+def cache_directory() -> Path | None:
+    """The directory of the cache that the environment asks for, None where it is switched off."""
+    if os.environ.get(_SWITCH) == "0":
+        return None
+    directory = os.environ.get(_DIRECTORY)
+    return Path(directory) if directory else platformdirs.user_cache_path("torch_rewrite")
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:

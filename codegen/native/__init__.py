@@ -17,6 +17,7 @@ convolution is computed while its sums are in registers.
 from __future__ import annotations
 
 from codegen.native.binding import bind
-from codegen.native.library import available, begin, identity, supported
+from codegen.native.library import available, begin, identity
+from rewrite.cplusplus import supported
 
 __all__ = ["available", "begin", "bind", "identity", "supported"]

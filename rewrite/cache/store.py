@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from rewrite.artifact import Artifact, StoredProgram, packed, stored_graphs, unpacked
 from rewrite.artifact.container import FORMAT
 from rewrite.cache.keys import Key, key_of, reason_of
 from rewrite.cache.sources import sources_of, unchanged
 from rewrite.events import emit
-from rewrite.files import write
+from rewrite.files import cache_directory, write
 from rewrite.result.reading import constants_of
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from rewrite.recipe import Recipe
     from rewrite.result import Program
 
-DIRECTORY = "TORCH_REWRITE_CACHE_DIR"
-SWITCH = "TORCH_REWRITE_CACHE"
 LIMIT = 1 << 28
 """How many bytes a directory may hold; an entry has about 0.2 to 1.5 MB."""
 
@@ -41,10 +37,8 @@ _SOURCES = "sources.json"
 
 def default_cache() -> ProgramCache | None:
     """The cache that the environment asks for, None where it is switched off."""
-    if os.environ.get(SWITCH) == "0":
-        return None
-    directory = os.environ.get(DIRECTORY)
-    return ProgramCache(Path(directory) if directory else platformdirs.user_cache_path("torch_rewrite"))
+    directory = cache_directory()
+    return None if directory is None else ProgramCache(directory)
 
 
 @dataclass(frozen=True)

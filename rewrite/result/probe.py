@@ -31,18 +31,21 @@ class Probe:
     Args:
         tensors: what is looked at.
         keep: keep the memory alive. Without it, who asks has to see to it that the tensors lie where they lay.
+
+    Attributes:
+        windows: the bytes.
     """
 
     def __init__(self, tensors: Iterable[Tensor], keep: bool = True):
         # a detached alias keeps the storage even if the tensor is given another one
         readable = [tensor.detach() for tensor in tensors if _is_readable(tensor)]
-        self._windows = [window for tensor in readable for window in _windows(tensor)]
+        self.windows = [window for tensor in readable for window in _windows(tensor)]
         self._kept = readable if keep else None
-        self._remembered = b"".join(self._windows)
+        self._remembered = b"".join(self.windows)
 
     def changed(self) -> bool:
         """Whether any watched byte differs."""
-        return b"".join(self._windows) != self._remembered
+        return b"".join(self.windows) != self._remembered
 
 
 def has_memory(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ What is compared: which objects the modules hold (parameters replaced, ``assign=
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from itertools import chain
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rewrite import compat
+from rewrite.result.glance import Glance, ready
 from rewrite.result.probe import Probe, has_memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
+WORTH = 3
+"""The look from which on it is worth to have it done by compiled code."""
 _END = object()
 _version = attrgetter("_version")
 _data_ptr = Tensor.data_ptr
@@ -33,19 +37,20 @@ class Holdings:
         # not root.modules(), which a class may override
         modules = [module for _, module in nn.Module.named_modules(root)]
         dicts = [held for module in modules for held in (module._modules, module._parameters, module._buffers)]
-        views: list[Any] = [held.values() for held in dicts if held]
+        self.dicts = [held for held in dicts if held]
+        views: list[Any] = [held.values() for held in self.dicts]
         # the mark at the end tells a list that became shorter or longer
         self._views = [*views, (_END,)]
         self._held = [*chain.from_iterable(views), _END]
         self.tensors = list({id(held): held for held in self._held if isinstance(held, Tensor)}.values())
-        self._placed = [tensor for tensor in self.tensors if has_memory(tensor)]
-        self._places = list(map(_data_ptr, self._placed))
+        self.placed = [tensor for tensor in self.tensors if has_memory(tensor)]
+        self._places = list(map(_data_ptr, self.placed))
 
     def changed(self) -> bool:
         """Whether an object was replaced, or a tensor given other memory."""
         return (
             not all(map(is_, chain.from_iterable(self._views), self._held))
-            or list(map(_data_ptr, self._placed)) != self._places
+            or list(map(_data_ptr, self.placed)) != self._places
         )
 
 
@@ -74,6 +79,11 @@ class Marks:
     def written(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a version counter of the same tensors moved, or an optimizer made a step."""
         return self.stale or list(map(_version, tensors)) != self._versions
+
+    @property
+    def windows(self) -> Sequence[memoryview]:
+        """The watched bytes."""
+        return self._probe.windows
 
     def bytes_changed(self) -> bool:
         """Whether a watched byte differs, of the memory in which the tensors lay at first."""
@@ -105,10 +115,13 @@ class Watch(Marks):
         super().__init__(self._versioned, watched)
         self.ids = frozenset(map(id, watched))
         self._second: Holdings | None = None
+        self._looks = 0
+        self._glance: Glance | None = None
 
     def also(self, root: nn.Module) -> None:
         """Watch what another tree holds too, but not its values."""
         self._second = Holdings(root)
+        self._glance = None
 
     def moved(self) -> bool:
         """Whether an object of the tree was replaced, or a tensor given other memory."""
@@ -124,14 +137,35 @@ class Watch(Marks):
 
     def changed(self) -> bool:
         """Whether anything is seen to have changed."""
+        attributes = bool(self._attributes) and self._attributes_changed()
+        if self._glance is not None:
+            return self.stale or attributes or self._glance.changed()
+        # taken before Python looks: what is written between both is seen by the latter
+        glance = self._take_glance()
         # the places come before the probe, which reads memory at the places that were found at first
-        return (
+        changed = (
             self.written(self._versioned)
             or self._holdings.changed()
-            or (bool(self._attributes) and self._attributes_changed())
+            or attributes
             or (self._second is not None and self._second.changed())
             or self.bytes_changed()
         )
+        if not changed:
+            self._glance = glance
+        return changed
+
+    def _take_glance(self) -> Glance | None:
+        """The present state, for the looks to come; None where it is not worth it, or cannot be had."""
+        self._looks += 1
+        if self._looks < WORTH or not ready():
+            return None
+        trees = [self._holdings, *([] if self._second is None else [self._second])]
+        dicts, placed = ([one for tree in trees for one in getattr(tree, name)] for name in ("dicts", "placed"))
+        try:
+            return Glance(dicts, self._versioned, placed, self.windows)
+        except ValueError:
+            self._looks = -sys.maxsize
+            return None
 
     def _attributes_changed(self) -> bool:
         return any(held.get(key) is not tensor or tensor.data_ptr() != place

@@ -193,14 +193,17 @@ def test_compiled_programs_call_them(monkeypatch):
     assert set(calls) == {3}
 
 
+def forget() -> None:
+    library._loaded = None
+    library.LIBRARY.reset()
+
+
 def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
     x = torch.randn(2, 8, 9, 11)
     try:
         for compiler in (None, "false"):
             monkeypatch.setattr(compat, "cpp_compiler", lambda compiler=compiler: compiler)
-            library._loaded.cache_clear()
-            library._compilation.cache_clear()
-            library.identity.cache_clear()
+            forget()
             assert native.supported() == (compiler is not None)
             native.begin()
             with caplog.at_level("INFO", logger="rewrite"):
@@ -208,22 +211,20 @@ def test_without_a_compiler_other_kernels_do_the_work(monkeypatch, caplog):
         said = [record.getMessage() for record in caplog.records if record.name == "rewrite"]
         assert any("kernels of our own are left out" in text for text in said)
     finally:
-        library._loaded.cache_clear()
-        library._compilation.cache_clear()
-        library.identity.cache_clear()
+        forget()
 
 
 @needs_native
 def test_kernels_that_compute_something_else_are_left_out(monkeypatch, caplog):
     right = native.kernels.packed_depthwise
     monkeypatch.setattr("codegen.native.soundness.packed_depthwise", lambda weight: right(weight) * 1.001)
-    library._loaded.cache_clear()
+    library._loaded = None
     try:
         with caplog.at_level("WARNING", logger="rewrite"):
             assert not library.available()
         assert "they compute something else" in caplog.text
     finally:
-        library._loaded.cache_clear()
+        library._loaded = None
 
 
 class Odd(nn.Module):

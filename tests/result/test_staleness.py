@@ -9,7 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rewrite.result import staleness
+from tests.result.glances import available
 from tests.result.programs import Net, close, image, net, optimize, spread
+
+
+@pytest.fixture(params=["python", "compiled"], autouse=True)
+def who_looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything has to be seen by Python, which looks at first, and by compiled code, which does it from then on."""
+    if request.param == "python":
+        monkeypatch.setattr(staleness, "ready", lambda: False)
+    elif not available():
+        pytest.skip("nothing can be compiled here")
+    else:
+        monkeypatch.setattr(staleness, "WORTH", 1)
+    return str(request.param)
+
 
 KERNEL = "stem.0.weight"  # folded
 HEAD = "fc.weight"  # read as it is

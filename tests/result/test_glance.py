@@ -1,0 +1,142 @@
+"""Compiled looks see each thing that they look at, and only what differs."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rewrite.cplusplus import supported
+from rewrite.result import glance
+from rewrite.result.glance import Glance
+from rewrite.result.probe import Probe
+from rewrite.result.staleness import Watch
+from tests.result.glances import available
+
+needs_compiler = pytest.mark.skipif(not supported(), reason="nothing can be compiled here")
+
+
+def test_they_are_there_where_they_can_be() -> None:
+    assert available() == supported()
+
+
+@pytest.fixture
+def state() -> tuple[dict[str, Tensor], Tensor]:
+    assert available()
+    tensors = {name: torch.randn(40, 3) for name in "abc"}
+    return tensors, tensors["b"]
+
+
+def look(held: dict[str, Tensor], windows: bool = False) -> Glance:
+    tensors = list(held.values())
+    return Glance([held], tensors, tensors, Probe(tensors).windows if windows else [])
+
+
+def write(held: dict[str, Tensor]) -> None:
+    held["b"][3, 1] += 1
+
+
+def replace(held: dict[str, Tensor]) -> None:
+    held["b"] = held["b"].clone()
+
+
+def insert(held: dict[str, Tensor]) -> None:
+    held["d"] = held["a"]
+
+
+def remove(held: dict[str, Tensor]) -> None:
+    del held["c"]
+
+
+def exchange(held: dict[str, Tensor]) -> None:
+    held["a"], held["c"] = held["c"], held["a"]
+
+
+def move(held: dict[str, Tensor]) -> None:
+    held["b"].data = held["b"].data.clone()
+
+
+def shift(held: dict[str, Tensor]) -> None:
+    held["b"].data = held["b"].data[1:]
+
+
+def swap(held: dict[str, Tensor]) -> None:
+    torch.utils.swap_tensors(held["b"], torch.randn(40, 3))
+    gc.collect()
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [write, replace, insert, remove, exchange, move, shift, swap])
+def test_each_change_is_seen(change: Callable[[Any], None], state: tuple[dict[str, Tensor], Tensor]) -> None:
+    held, _ = state
+    seen = look(held)
+    assert not seen.changed()
+    change(held)
+    assert seen.changed()
+    assert not look(held).changed()
+
+
+@needs_compiler
+def test_bytes_are_seen_where_they_are_watched(state: tuple[dict[str, Tensor], Tensor]) -> None:
+    held, written = state
+    blind, seen = look(held), look(held, windows=True)
+    written.data.mul_(2)
+    assert not blind.changed()
+    assert seen.changed()
+    written.data.div_(2)
+    assert not seen.changed()
+
+
+@needs_compiler
+def test_reading_and_gradients_are_no_change() -> None:
+    assert available()
+    weight = nn.Parameter(torch.randn(5, 5))
+    held: dict[str, Any] = {"weight": weight}
+    seen = look(held, windows=True)
+    (weight @ weight).sum().backward()
+    weight.grad = None
+    assert not seen.changed()
+
+
+@needs_compiler
+def test_other_mappings_are_left_to_python() -> None:
+    assert available()
+    with pytest.raises(ValueError, match="something else than a dict"):
+        Glance([OrderedDict(a=torch.zeros(1))], [], [], [])
+    model = nn.Linear(2, 2)
+    model._parameters = OrderedDict(model._parameters)
+    watch = Watch(model)
+    for _ in range(5):
+        assert not watch.changed()
+    with torch.no_grad():
+        model.weight.mul_(2)
+    assert watch.changed()
+
+
+@needs_compiler
+def test_nothing_is_kept_alive_by_a_glance_that_is_gone(state: tuple[dict[str, Tensor], Tensor]) -> None:
+    held, tensor = state
+    before = sys.getrefcount(tensor)
+    seen = look(held)
+    assert sys.getrefcount(tensor) > before
+    del seen
+    gc.collect()
+    assert sys.getrefcount(tensor) == before
+
+
+def test_without_a_compiler_python_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glance, "supported", lambda: False)
+    monkeypatch.setattr(glance, "_loaded", glance._Loaded())
+    model = nn.Linear(2, 2)
+    watch = Watch(model)
+    for _ in range(5):
+        assert not watch.changed()
+    with torch.no_grad():
+        model.weight.mul_(2)
+    assert watch.changed()
