@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from codegen.native.contest import contenders, described
+from codegen.native.excitation import excitations, put
 from codegen.native.layouts import Layouts
 from codegen.native.library import available
 from codegen.native.sites import Site, sites
@@ -43,24 +44,28 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
     if target is None and not any(node.args[:1] == (PRODUCT,) for node in module.graph.nodes):
         return 0
     record(module, examples)
-    found = sites(module)
-    if not found or not available():
+    excited = excitations(module) if target is not None else []
+    found = sites(module, {node for one in excited for node in one.taken})
+    if not (found or excited) or not available():
         return 0
     ends = time.perf_counter() + (target.allowance if target is not None else 0.0)
     chosen = [(site, kernel) for site in found if (kernel := faster(module, site, target, ends)) is not None]
-    if not chosen:
+    if not (chosen or excited):
         return 0
     strides = Layouts(keep_strides)
     strides.note(module)
     calls: dict[Node, Node] = {}
+    for number, one in enumerate(excited):
+        calls[one.node] = put(module, one, calls.get(one.input, one.input), number)
     for number, (site, kernel) in enumerate(chosen):
         leaves = any(_leaves(user) for user in site.node.users)
         calls[site.node] = _replace(module, site, kernel.leaving() if leaves else kernel, number, calls)
     module.graph.eliminate_dead_code()
     record(module, examples, strides.keep)
     module.recompile()
-    emit("native-bound", f"{len(chosen)} layers call kernels of our own", count=len(chosen))
-    return len(chosen)
+    count = len(chosen) + len(excited)
+    emit("native-bound", f"{count} layers call kernels of our own", count=count)
+    return count
 
 
 def _leaves(user: Node) -> bool:

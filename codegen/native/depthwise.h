@@ -43,8 +43,6 @@ class Depthwise : Operands {
   static constexpr int64_t CACHE = 128 * 1024;           // floats
   static constexpr int WIDE = REGISTERS == 32 ? 8 : 4;  // neighbours that are summed at once
 
-  static int64_t filled(int64_t channels) { return (channels + 15) / 16 * 16; }
-
   // The part of their time that threads work which share so many.
   static double evenness(int64_t total, int64_t threads) {
     return static_cast<double>(total) / static_cast<double>((total + threads - 1) / threads * threads);

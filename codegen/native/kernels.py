@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _CHANNELS = 16
-"""Kernels of depthwise convolutions are filled up to a multiple of so many."""
+"""Vectors of weights are filled up to a multiple of so many."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,12 @@ def packed_matrix(weight: Tensor) -> Tensor:
 
 def packed_depthwise(weight: Tensor) -> Tensor:
     """``[C, 1, kh, kw]`` as ``[taps, C]``, filled up with zeros."""
-    channels = weight.shape[0]
-    by_tap = weight.reshape(channels, -1).t()
-    return F.pad(by_tap, (0, -channels % _CHANNELS)).contiguous()
+    return filled(weight.reshape(weight.shape[0], -1).t())
+
+
+def filled(rows: Tensor) -> Tensor:
+    """``[N, C]`` with zeros behind each row, up to a multiple of 16."""
+    return F.pad(rows, (0, -rows.shape[1] % _CHANNELS)).contiguous()
 
 
 def packed_spectrum(spectrum: Tensor) -> Tensor:

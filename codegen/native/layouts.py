@@ -44,10 +44,8 @@ class Layouts:
         for operand, strides in zip(node.all_input_nodes, self._wanted.get(node, ()), strict=False):
             if strides is not None and operand.meta["val"].stride() != strides:
                 node.replace_input_with(operand, self._copied(node, operand, strides))
-        layout = _LAYOUTS.get(node.target)
-        if layout is None:
-            return
-        for place in (0, 3):  # what a kernel reads, and what it adds
+        layout, places = _LAYOUTS.get(node.target, (torch.contiguous_format, ()))
+        for place in places:
             read: Any = node.args[place]
             if read is not None and not read.meta["val"].is_contiguous(memory_format=layout):
                 node.update_arg(place, self._copied(node, read, _in_layout(read.meta["val"].shape, layout)))
@@ -70,9 +68,10 @@ class Layouts:
         return copy
 
 
-_LAYOUTS: dict[Any, torch.memory_format] = {
-    operator(kind): torch.contiguous_format if kind == "linear" else torch.channels_last for kind in KINDS
-}
+# what a kernel reads, and what it adds
+_LAYOUTS: dict[Any, tuple[torch.memory_format, tuple[int, ...]]] = {
+    operator(kind): (torch.contiguous_format if kind == "linear" else torch.channels_last, (0, 3)) for kind in KINDS
+} | {operator("excitation"): (torch.channels_last, (0,))}
 
 
 def _strides(value: Any) -> Strides | None:

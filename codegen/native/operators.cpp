@@ -12,6 +12,7 @@
 
 #include "convolution.h"
 #include "depthwise.h"
+#include "excitation.h"
 #include "pool.h"
 #include "winograd.h"
 
@@ -134,6 +135,21 @@ Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional
   return result;
 }
 
+// `geometry`: the hidden channels, both activations, and whether the result leaves the program.
+Tensor excitation(Tensor x, Tensor reduce, std::optional<Tensor> reduce_bias, Tensor expand,
+                  std::optional<Tensor> expand_bias, std::vector<int64_t> geometry) {
+  if (geometry.size() != 4) throw std::invalid_argument("geometry has 4 numbers");
+  const Image in = image(x);
+  const int64_t hidden = geometry[0];
+  Tensor result = empty(in, geometry[3] != 0);
+  Excitation(data(x), in, weights(reduce, in.channels * filled(hidden), "the first matrix"),
+             vector(reduce_bias, hidden), weights(expand, hidden * filled(in.channels), "the second matrix"),
+             vector(expand_bias, in.channels), hidden, static_cast<Activation>(geometry[1]),
+             static_cast<Activation>(geometry[2]), writable(result))
+      .run();
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
@@ -142,6 +158,7 @@ STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
   library.impl("native_linear", TORCH_BOX(&linear));
   library.impl("native_depthwise", TORCH_BOX(&convolved<Depthwise>));
   library.impl("native_winograd", TORCH_BOX(&convolved<Winograd>));
+  library.impl("native_excitation", TORCH_BOX(&excitation));
 }
 
 }  // namespace torch_rewrite

@@ -3,7 +3,8 @@
 All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last and dense,
 and give one like that; ``native_linear`` takes and gives rows ``[*, C]``, contiguous. ``geometry`` is ``[channels,
 height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]`` of the kernel, the
-place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program.
+place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program. ``native_excitation`` takes an
+image and gives one; its ``geometry`` is the hidden channels, both activations, and whether the result leaves.
 """
 
 from __future__ import annotations
@@ -46,8 +47,23 @@ for _kind in KINDS:
     torch.library.register_fake(f"torch_rewrite::native_{_kind}", _shape, lib=_LIBRARY)
 
 
+_LIBRARY.define(
+    "native_excitation(Tensor x, Tensor reduce, Tensor? reduce_bias, Tensor expand, Tensor? expand_bias, int[] geometry)"
+    " -> Tensor",
+    tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag),
+)
+
+
+@torch.library.register_fake("torch_rewrite::native_excitation", lib=_LIBRARY)
+def _fake_excitation(
+    x: Tensor, reduce: Tensor, reduce_bias: Tensor | None, expand: Tensor, expand_bias: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
 def operator(kind: str) -> Callable[..., Tensor]:
-    """The operator of a kind."""
+    """The operator of a kind, or ``"excitation"``."""
     found: Callable[..., Tensor] = getattr(torch.ops.torch_rewrite, f"native_{kind}").default
     return found
 

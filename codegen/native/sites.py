@@ -16,6 +16,8 @@ from rewrite.ops import Clamp, Convolution, Copy, Linear, Sum, activation, is_te
 from rewrite.winograd import TAPS, WinogradConvolution, recognised
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
@@ -73,11 +75,18 @@ class Site:
         return Kernel("depthwise", packed_depthwise(weight), self.bias, numbers)
 
 
-def sites(module: GraphModule) -> list[Site]:
-    """The layers of a module that our kernels compute, in order; none shares an operator with another one."""
+def sites(module: GraphModule, taken: Collection[Node] = ()) -> list[Site]:
+    """The layers of a module that our kernels compute, in order; none shares an operator with another one.
+
+    Args:
+        module: with recorded values.
+        taken: nodes that something else computes.
+    """
     found: list[Site] = []
-    taken: set[Node] = set()
+    taken = set(taken)
     for node in module.graph.nodes:
+        if node in taken:
+            continue
         layer = _layer(module, node)
         site = None if layer is None else _with_epilogue(module, layer, taken)
         if site is not None:
@@ -94,7 +103,7 @@ def constant(module: GraphModule, node: Node | None) -> Tensor | None:
 
 
 def _layer(module: GraphModule, node: Node) -> Layer | None:
-    if not is_tensor(node) or not _fits(value(node)):
+    if not is_tensor(node) or not fits(value(node)):
         return None
     layer = view(node)
     if isinstance(layer, (Convolution, Linear)):
@@ -104,16 +113,16 @@ def _layer(module: GraphModule, node: Node) -> Layer | None:
     if found is None or any(recognised(user, known) is not None for user in node.users):
         return None  # it goes on: more of the last tiles is cut off
     spectrum = constant(module, found.spectrum)
-    return found if _fits(value(found.input)) and spectrum is not None and _fits(spectrum) else None
+    return found if fits(value(found.input)) and spectrum is not None and fits(spectrum) else None
 
 
 def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
     weight = constant(module, layer.weight)
-    if weight is None or not _fits(weight) or not _fits(value(layer.input)):
+    if weight is None or not fits(weight) or not fits(value(layer.input)):
         return False
     bias = constant(module, layer.bias)
     outputs = layer.out_features if isinstance(layer, Linear) else layer.out_channels
-    if layer.bias is not None and (bias is None or not _fits(bias) or bias.numel() != outputs):
+    if layer.bias is not None and (bias is None or not fits(bias) or bias.numel() != outputs):
         return False
     if isinstance(layer, Linear):
         return True
@@ -122,7 +131,8 @@ def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
     return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
 
 
-def _fits(tensor: Tensor) -> bool:
+def fits(tensor: Tensor) -> bool:
+    """Whether kernels take it: float32 on the CPU, of a fixed size."""
     fixed = all(isinstance(size, int) for size in tensor.shape)
     return fixed and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() > 0
 
@@ -144,7 +154,7 @@ def _with_epilogue(module: GraphModule, layer: Layer, taken: set[Node]) -> Site 
         node, residual = follower, added
     name, reader = "", _reader(node, taken)
     if reader is not None and activation(reader) is not None:
-        name = _name(reader)
+        name = activation_name(reader)
         if not name and isinstance(layer, Convolution):
             return None
         node = reader if name else node
@@ -173,7 +183,7 @@ def _sum(node: Node, taken: set[Node]) -> tuple[Node, Node | None]:
 def _vector(module: GraphModule, node: Node, layer: Layer) -> Tensor | None:
     """What is added to each channel, ``[O, 1, 1]`` or ``[O]``, as the latter."""
     found = constant(module, node)
-    if found is None or not _fits(found):
+    if found is None or not fits(found):
         return None
     channels = value(layer.node).shape[-1 if isinstance(layer, Linear) else 1]
     spread = (channels,) if isinstance(layer, Linear) else (channels, 1, 1)
@@ -183,11 +193,11 @@ def _vector(module: GraphModule, node: Node, layer: Layer) -> Tensor | None:
 
 
 def _alike(a: Node, b: Node) -> bool:
-    return is_tensor(a) and _fits(value(a)) and value(a).shape == value(b).shape
+    return is_tensor(a) and fits(value(a)) and value(a).shape == value(b).shape
 
 
-def _name(node: Node) -> str:
-    """The activation that a node computes, if there is code for it."""
+def activation_name(node: Node) -> str:
+    """The activation that a node computes, '' where there is no code for it."""
     clamp: Any = view_as(node, Clamp)
     if clamp is not None:
         return {(0.0, float("inf")): "relu", (0.0, 6.0): "relu6"}.get((clamp.low, clamp.high), "")

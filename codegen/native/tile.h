@@ -24,6 +24,9 @@ struct Panels {
   int width(int64_t panel) const { return static_cast<int>(first(panel + 1) - first(panel)); }
 };
 
+// Channels as vectors of weights have them, filled up with zeros.
+inline int64_t filled(int64_t channels) { return (channels + 15) / 16 * 16; }
+
 // What is done to a sum before it is stored.
 struct Epilogue {
   const float* bias;      // for all columns, or none

@@ -1,0 +1,137 @@
+"""Squeeze-and-excitation in a graph, as one call.
+
+"Squeeze-and-Excitation Networks" (Hu et al. 2018): each channel times a number that two layers compute from the means
+of all channels. Compiled code makes four calls of it, of which two are tiny.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from codegen.native.kernels import filled
+from codegen.native.operators import ACTIVATIONS, operator
+from codegen.native.sites import activation_name, constant, fits
+from rewrite.ops import Convolution, Product, Reduction, is_tensor, value, view_as
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+
+@dataclass(frozen=True)
+class Excitation:
+    """One of them.
+
+    Attributes:
+        node: the product.
+        input: ``[N, C, H, W]``.
+        reduce, expand: the convolutions.
+        inner, outer: what follows them, of :data:`codegen.native.operators.ACTIVATIONS`.
+        taken: all nodes that it computes.
+    """
+
+    node: Node
+    input: Node
+    reduce: Convolution
+    expand: Convolution
+    inner: str
+    outer: str
+    taken: frozenset[Node]
+
+    def tensors(self, module: GraphModule) -> list[Tensor | None]:
+        """What the operator takes after the image: two matrices, each with its bias."""
+        found: list[Tensor | None] = []
+        for layer in (self.reduce, self.expand):
+            weight, bias = constant(module, layer.weight), constant(module, layer.bias)
+            assert weight is not None
+            found += [filled(weight.flatten(1).t()), None if bias is None else bias.contiguous()]
+        return found
+
+    def geometry(self) -> list[int]:
+        """The numbers that the operator takes; convolutions read the result, so that it does not leave the program."""
+        return [self.reduce.out_channels, *(ACTIVATIONS.index(name) for name in (self.inner, self.outer)), 0]
+
+
+def excitations(module: GraphModule) -> list[Excitation]:
+    """Those of a module, in order.
+
+    Only where convolutions read the product, and nothing else: what else reads it, compilers compute along with it.
+
+    Args:
+        module: with recorded values.
+    """
+    found = []
+    for node in module.graph.nodes:
+        product = view_as(node, Product)
+        if product is None or product.divided or not is_tensor(node) or not fits(value(node)):
+            continue
+        if not all(view_as(user, Convolution) is not None for user in node.users):
+            continue
+        for x, gate in ((product.left, product.right), (product.right, product.left)):
+            made = _excitation(module, node, x, gate) if is_tensor(x) and is_tensor(gate) else None
+            if made is not None:
+                found.append(made)
+                break
+    return found
+
+
+def _excitation(module: GraphModule, node: Node, x: Node, gate: Node) -> Excitation | None:
+    if value(x).dim() != 4 or value(x).shape != value(node).shape or not fits(value(x)):
+        return None
+    outer = activation_name(gate)
+    expand = _layer(module, gate.args[0]) if outer and _is_read_once(gate) else None
+    if expand is None:
+        return None
+    inner, before = activation_name(expand.input), expand.input
+    if inner:
+        if not _is_read_once(before):
+            return None
+        before = before.args[0]
+    reduce = _layer(module, before)
+    mean = view_as(reduce.input, Reduction) if reduce is not None else None
+    if reduce is None or mean is None or not _is_read_once(mean.node):
+        return None
+    if mean.kind != "mean" or mean.dims != (2, 3) or not mean.keepdim or mean.input is not x:
+        return None
+    taken = frozenset((node, gate, expand.node, expand.input, reduce.node, mean.node))
+    return Excitation(node, x, reduce, expand, inner, outer, taken)
+
+
+def _layer(module: GraphModule, node: object) -> Convolution | None:
+    """A layer of the channels of one pixel, which nothing else reads."""
+    layer = view_as(node, Convolution)
+    if layer is None or not _is_read_once(layer.node):
+        return None
+    plain = layer.dims == 2 and layer.groups == 1 and not layer.transposed and layer.batched
+    if not plain or layer.kernel != (1, 1) or layer.stride != (1, 1) or any(map(any, layer.padding)):
+        return None
+    if tuple(value(layer.input).shape[2:]) != (1, 1):
+        return None
+    weight, bias = constant(module, layer.weight), constant(module, layer.bias)
+    if weight is None or not fits(weight) or (layer.bias is not None and (bias is None or not fits(bias))):
+        return None
+    return layer
+
+
+def _is_read_once(node: Node) -> bool:
+    return len(node.users) == 1
+
+
+def put(module: GraphModule, site: Excitation, x: Node, number: int) -> Node:
+    """Call the operator in the place of a site; the call."""
+    graph = module.graph
+    names = [f"excitation_{number}_{name}" for name in ("reduce", "reduce_bias", "expand", "expand_bias")]
+    read: list[Node | None] = []
+    for name, tensor in zip(names, site.tensors(module), strict=True):
+        if tensor is not None:
+            module.register_buffer(name, tensor)
+        with graph.inserting_before(site.node):
+            read.append(None if tensor is None else graph.get_attr(name))
+    with graph.inserting_after(site.node):
+        made = graph.call_function(operator("excitation"), (x, *read, site.geometry()))
+    site.node.replace_all_uses_with(made)
+    made.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
+    return made
+
