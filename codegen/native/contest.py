@@ -26,7 +26,7 @@ def described(site: Site) -> str:
     along = f"bias {site.bias is not None} sum {site.residual is not None} {site.activation or 'none'}"
     if not isinstance(layer, Convolution):
         return f"native linear {shapes} {along}"
-    kind = "depthwise" if layer.groups > 1 else "dense"
+    kind = "dense" if layer.groups == 1 else f"groups {layer.groups}"
     return f"native {kind} {shapes} {layer.kernel} {layer.stride} {layer.padding} {layer.dilation} {along}"
 
 

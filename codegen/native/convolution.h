@@ -14,7 +14,7 @@ struct Image {
 };
 
 struct Window {
-  int64_t height, width, stride_y, stride_x, top, left, dilation_y, dilation_x;
+  int64_t height, width, stride_y, stride_x, top, left, dilation_y, dilation_x, groups;
   int64_t taps() const { return height * width; }
 };
 
@@ -52,16 +52,20 @@ inline Range inner(int64_t size, int64_t outputs, int64_t taps, int64_t stride, 
 
 class Convolution : Operands {
  public:
+  // The kernel is [taps, channels, out channels], packed, for each group.
   static int64_t packed(Image in, Window window, Image out) {
-    return packed_size(window.taps(), in.channels, out.channels);
+    return window.groups * packed_size(window.taps(), in.channels / window.groups, out.channels / window.groups);
   }
 
   explicit Convolution(const Operands& operands)
-      : Operands(operands), panels_(out_.channels), zeros_(in_.channels, 0.0f),
+      : Operands(operands), depth_(in_.channels / window_.groups), columns_(out_.channels / window_.groups),
+        panels_(columns_), bounds_(epilogue_.activation), zeros_(depth_, 0.0f),
         inner_y_(inner(in_.height, out_.height, window_.height, window_.stride_y, window_.top, window_.dilation_y)),
         inner_x_(inner(in_.width, out_.width, window_.width, window_.stride_x, window_.left, window_.dilation_x)),
         pointwise_(window_.taps() == 1 && window_.stride_y == 1 && window_.stride_x == 1 && window_.top == 0 &&
                    window_.left == 0 && in_.height == out_.height && in_.width == out_.width) {
+    // pixels with few channels are read as one: the taps of a row lie one behind the other
+    by_rows_ = window_.width > 1 && window_.dilation_x == 1 && window_.groups == 1 && depth_ < VL;
     for (int64_t ky = 0; ky < window_.height; ky++)
       for (int64_t kx = 0; kx < window_.width; kx++)
         away_.push_back((ky * window_.dilation_y * in_.width + kx * window_.dilation_x) * in_.channels);
@@ -69,16 +73,16 @@ class Convolution : Operands {
 
   void run() {
     const int64_t pixels = out_.batch * out_.height * out_.width;
-    const int64_t depth = window_.taps() * in_.channels;
-    const int threads = threads_for(pixels * depth * out_.channels);
+    const int64_t panels = window_.groups * panels_.count;
+    const int threads = threads_for(pixels * window_.taps() * depth_ * out_.channels);
     // the larger operand is what threads should not read twice
     const bool by_columns = out_.channels > pixels;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();  // there may be fewer than were asked for
-      const int64_t across = by_columns ? std::min(team, panels_.count) : 1, along = team / across;
+      const int64_t across = by_columns ? std::min(team, panels) : 1, along = team / across;
       if (me < across * along)
-        part(share(pixels, me / across, along), share(panels_.count, me % across, across));
+        part(share(pixels, me / across, along), share(panels, me % across, across));
     }
   }
 
@@ -86,71 +90,94 @@ class Convolution : Operands {
   static constexpr int64_t CACHE = 48 * 1024;  // floats of the input that should stay in a core's cache
 
   void part(Range pixels, Range panels) const {
-    const int64_t depth = in_.channels;
-    const int64_t chunk = std::max<int64_t>(CACHE / depth, 2 * MAX_ROWS);
+    const int64_t taps = window_.taps(), chunk = std::max<int64_t>(CACHE / in_.channels, 2 * MAX_ROWS);
     const int64_t chunks = (pixels.end - pixels.begin + chunk - 1) / chunk;
-    std::vector<const float*> rows(window_.taps() * MAX_ROWS);
+    std::vector<const float*> rows(taps * MAX_ROWS);
     for (int64_t c = 0; c < chunks; c++) {
       Range some = share(pixels.end - pixels.begin, c, chunks);
       some.begin += pixels.begin, some.end += pixels.begin;
       for (int64_t p = panels.begin; p < panels.end; p++) {
-        const int vectors = panels_.width(p), most = rows_for(vectors);
-        const int64_t tiles = (some.end - some.begin + most - 1) / most, column = panels_.first(p) * VL;
-        const float* panel = packed_ + window_.taps() * depth * column;
+        const int64_t group = p / panels_.count, column = panels_.first(p % panels_.count) * VL;
+        const int vectors = panels_.width(p % panels_.count), most = rows_for(vectors);
+        const int64_t tiles = (some.end - some.begin + most - 1) / most;
+        const float* panel = packed_ + taps * depth_ * (group * panels_.vectors * VL + column);
         for (int64_t t = 0; t < tiles; t++) {
           const Range range = share(some.end - some.begin, t, tiles);
           const int count = static_cast<int>(range.end - range.begin);
           int64_t offset[MAX_ROWS];
-          gather(some.begin + range.begin, count, rows.data(), offset);
-          alignas(64) float sums[MAX_ROWS * MAX_VECTORS * VL];
-          TILES.of[vectors][count](rows.data(), window_.taps(), depth, panel, sums, vectors * VL);
-          finish(sums, count, vectors, result_, offset, column, out_.channels, epilogue_);
+          const int64_t joined = gather(some.begin + range.begin, count, group * depth_, rows.data(), offset);
+          multiply(TILES.of[vectors][count], rows.data(), taps / joined, joined * depth_, panel, count, vectors, offset,
+                   group * columns_ + column, (group + 1) * columns_);
         }
       }
     }
   }
 
-  void gather(int64_t pixel, int count, const float** rows, int64_t* offset) const {
-    if (pointwise_) {
-      for (int r = 0; r < count; r++)
-        rows[r] = x_ + (pixel + r) * in_.channels, offset[r] = (pixel + r) * out_.channels;
+  // A tile's results, from a column on that lies before `end`.
+  void multiply(Tile tile, const float* const* rows, int64_t taps, int64_t depth, const float* panel, int count,
+                int vectors, const int64_t* offset, int64_t column, int64_t end) const {
+    if (bounds_.exact) {
+      tile(rows, taps, depth, panel,
+           {result_ + column, offset, Lanes(end - column - (vectors - 1) * VL),
+            epilogue_.bias ? epilogue_.bias + column : nullptr,
+            epilogue_.residual ? epilogue_.residual + column : nullptr, bounds_});
       return;
     }
+    alignas(64) float sums[MAX_ROWS * MAX_VECTORS * VL];
+    int64_t within[MAX_ROWS];
+    for (int r = 0; r < count; r++) within[r] = r * vectors * VL;
+    tile(rows, taps, depth, panel, {sums, within, Lanes(VL), nullptr, nullptr, Bounds(Activation::none)});
+    finish(sums, count, vectors, result_, offset, column, end, epilogue_);
+  }
+
+  // Where the inputs of some pixels lie, from a channel on, and where their results go; how many taps are one.
+  int64_t gather(int64_t pixel, int count, int64_t channel, const float** rows, int64_t* offset) const {
+    for (int r = 0; r < count; r++) offset[r] = (pixel + r) * out_.channels;
+    if (pointwise_) {
+      for (int r = 0; r < count; r++) rows[r] = x_ + (pixel + r) * in_.channels + channel;
+      return 1;
+    }
     int64_t x = pixel % out_.width, y = pixel / out_.width % out_.height, n = pixel / (out_.width * out_.height);
+    const bool rowwise = by_rows_ && y >= inner_y_.begin && y < inner_y_.end && x >= inner_x_.begin &&
+                         x + count <= inner_x_.end;
+    const int64_t joined = rowwise ? window_.width : 1;
     for (int r = 0; r < count; r++) {
-      offset[r] = (pixel + r) * out_.channels;
-      if (y >= inner_y_.begin && y < inner_y_.end && x >= inner_x_.begin && x < inner_x_.end) {
-        const float* corner = x_ + ((n * in_.height + y * window_.stride_y - window_.top) * in_.width +
-                                    x * window_.stride_x - window_.left) * in_.channels;
-        for (int64_t tap = 0; tap < window_.taps(); tap++) rows[tap * MAX_ROWS + r] = corner + away_[tap];
+      if (rowwise || (y >= inner_y_.begin && y < inner_y_.end && x >= inner_x_.begin && x < inner_x_.end)) {
+        const float* corner = x_ + channel + ((n * in_.height + y * window_.stride_y - window_.top) * in_.width +
+                                              x * window_.stride_x - window_.left) * in_.channels;
+        for (int64_t tap = 0, at = 0; tap < window_.taps(); tap += joined, at++)
+          rows[at * MAX_ROWS + r] = corner + away_[tap];
       } else {
-        border(n, y, x, rows + r);
+        border(n, y, x, channel, rows + r);
       }
       if (++x == out_.width) {
         x = 0;
         if (++y == out_.height) y = 0, n++;
       }
     }
+    return joined;
   }
 
   // The inputs of a pixel that may meet zeros around the image.
-  void border(int64_t n, int64_t y, int64_t x, const float** rows) const {
+  void border(int64_t n, int64_t y, int64_t x, int64_t channel, const float** rows) const {
     for (int64_t ky = 0, tap = 0; ky < window_.height; ky++) {
       const int64_t from_y = y * window_.stride_y - window_.top + ky * window_.dilation_y;
       for (int64_t kx = 0; kx < window_.width; kx++, tap++) {
         const int64_t from_x = x * window_.stride_x - window_.left + kx * window_.dilation_x;
         const bool inside = from_y >= 0 && from_y < in_.height && from_x >= 0 && from_x < in_.width;
         rows[tap * MAX_ROWS] =
-            inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels : zeros_.data();
+            inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels + channel : zeros_.data();
       }
     }
   }
 
+  int64_t depth_, columns_;  // of a group
   Panels panels_;
+  Bounds bounds_;
   std::vector<float> zeros_;
   Range inner_y_, inner_x_;
   std::vector<int64_t> away_;  // of each tap from the first
-  bool pointwise_;
+  bool pointwise_, by_rows_;
 };
 
 }  // namespace torch_rewrite

@@ -2,8 +2,6 @@
 // registers and share what they load; the few whose taps meet the zeros left and right are summed one by one.
 #pragma once
 
-#include <cmath>
-
 #include "convolution.h"
 
 namespace torch_rewrite {
@@ -16,9 +14,7 @@ class Depthwise : Operands {
   explicit Depthwise(const Operands& operands)
       : Operands(operands), blocks_((in_.channels + VL - 1) / VL), step_(filled(out_.channels)),
         groups_((out_.width + WIDE - 1) / WIDE),
-        bounded_(!epilogue_.residual && epilogue_.activation <= Activation::relu6),
-        low_(epilogue_.activation == Activation::none ? -INFINITY : 0.0f),
-        high_(epilogue_.activation == Activation::relu6 ? 6.0f : INFINITY) {}
+        bounds_(epilogue_.activation) {}
 
   void run() const {
     const int64_t rows = out_.batch * out_.height;
@@ -158,25 +154,27 @@ class Depthwise : Operands {
 
   template <int COUNT>
   void give(const vec (&sum)[COUNT], const Some& some) const {
-    if (bounded_) {
-      const vec bias = epilogue_.bias ? load(epilogue_.bias + some.channel, some.lanes) : vec{};
-      float* to = result_ + some.to + some.channel;
+    int64_t offset[COUNT];
 #pragma GCC unroll 8
-      for (int i = 0; i < COUNT; i++)
-        store(to + i * out_.channels, at_most(at_least(sum[i] + bias, low_), high_), some.lanes);
+    for (int i = 0; i < COUNT; i++) offset[i] = some.to + i * out_.channels;
+    if (bounds_.exact) {
+      const vec bias = epilogue_.bias ? load(epilogue_.bias + some.channel, some.lanes) : vec{};
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; i++) {
+        vec value = sum[i] + bias;
+        if (epilogue_.residual) value += load(epilogue_.residual + offset[i] + some.channel, some.lanes);
+        store(result_ + offset[i] + some.channel, at_most(at_least(value, bounds_.low), bounds_.high), some.lanes);
+      }
       return;
     }
     alignas(64) float sums[COUNT * VL];
-    int64_t offset[COUNT];
 #pragma GCC unroll 8
     for (int i = 0; i < COUNT; i++) store(sums + i * VL, sum[i]);
-    for (int i = 0; i < COUNT; i++) offset[i] = some.to + i * out_.channels;
     finish(sums, COUNT, 1, result_, offset, some.channel, out_.channels, epilogue_);
   }
 
   int64_t blocks_, step_, groups_;
-  bool bounded_;  // all that follows is a bias and bounds, which takes no detour through memory
-  float low_, high_;
+  Bounds bounds_;
 };
 
 }  // namespace torch_rewrite

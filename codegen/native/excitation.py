@@ -7,7 +7,7 @@ of all channels. Compiled code makes four calls of it, of which two are tiny.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -67,29 +67,28 @@ def excitations(module: GraphModule) -> list[Excitation]:
         product = view_as(node, Product)
         if product is None or product.divided or not is_tensor(node) or not fits(value(node)):
             continue
-        if not all(view_as(user, Convolution) is not None for user in node.users):
+        readers = [view_as(user, Convolution) for user in node.users]
+        if any(reader is None or reader.input is not node for reader in readers):
             continue
-        for x, gate in ((product.left, product.right), (product.right, product.left)):
-            made = _excitation(module, node, x, gate) if is_tensor(x) and is_tensor(gate) else None
-            if made is not None:
-                found.append(made)
-                break
+        sides = (product.left, product.right), (product.right, product.left)
+        made = [_excitation(module, node, x, gate) for x, gate in sides]
+        found += [one for one in made if one is not None][:1]
     return found
 
 
-def _excitation(module: GraphModule, node: Node, x: Node, gate: Node) -> Excitation | None:
+def _excitation(module: GraphModule, node: Node, x: Any, gate: Any) -> Excitation | None:
+    if not is_tensor(x) or not is_tensor(gate):
+        return None
     if value(x).dim() != 4 or value(x).shape != value(node).shape or not fits(value(x)):
         return None
     outer = activation_name(gate)
     expand = _layer(module, gate.args[0]) if outer and _is_read_once(gate) else None
     if expand is None:
         return None
-    inner, before = activation_name(expand.input), expand.input
-    if inner:
-        if not _is_read_once(before):
-            return None
-        before = before.args[0]
-    reduce = _layer(module, before)
+    inner = activation_name(expand.input)
+    if not _is_read_once(expand.input):
+        return None
+    reduce = _layer(module, expand.input.args[0] if inner else expand.input)
     mean = view_as(reduce.input, Reduction) if reduce is not None else None
     if reduce is None or mean is None or not _is_read_once(mean.node):
         return None
@@ -134,4 +133,3 @@ def put(module: GraphModule, site: Excitation, x: Node, number: int) -> Node:
     site.node.replace_all_uses_with(made)
     made.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
     return made
-

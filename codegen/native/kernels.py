@@ -51,7 +51,7 @@ class Kernel:
 
 def geometry(
     result: Sequence[int], kernel: Sequence[int], stride: Sequence[int], low: Sequence[int], dilation: Sequence[int],
-    activation: str, leaves: bool = False,
+    activation: str, groups: int = 1, leaves: bool = False,
 ) -> tuple[int, ...]:  # fmt: skip
     """The numbers that an operator takes.
 
@@ -60,16 +60,18 @@ def geometry(
         kernel, stride, dilation: of rows and columns.
         low: the zeros above and to the left.
         activation: one of :data:`codegen.native.operators.ACTIVATIONS`.
+        groups: of the channels.
         leaves: whether callers get the result, and may do to its memory what they can do to torch's.
     """
     number = operators.ACTIVATIONS.index(activation)
-    return (*result[1:], *kernel, *stride, *low, *dilation, number, int(leaves))
+    return (*result[1:], *kernel, *stride, *low, *dilation, groups, number, int(leaves))
 
 
-def packed_dense(weight: Tensor) -> Tensor:
-    """``[O, C, kh, kw]`` as a matrix ``[C, O]`` for each tap, packed."""
-    outputs, inputs, *taps = weight.shape
-    return operators.pack(weight.permute(2, 3, 1, 0).reshape(taps[0] * taps[1], inputs, outputs))
+def packed_dense(weight: Tensor, groups: int = 1) -> Tensor:
+    """``[O, C / groups, kh, kw]`` as a matrix ``[C / groups, O / groups]`` for each tap, packed, for each group."""
+    taps = weight.shape[2] * weight.shape[3]
+    matrices = [part.permute(2, 3, 1, 0).reshape(taps, part.shape[1], part.shape[0]) for part in weight.chunk(groups)]
+    return torch.cat([operators.pack(one) for one in matrices])
 
 
 def packed_matrix(weight: Tensor) -> Tensor:

@@ -63,14 +63,14 @@ struct Geometry {
   bool leaves;
 };
 
-// [channels, height, width] of the result; [height, width], [stride], [top, left], [dilation] of the kernel; the
-// activation; whether the result leaves the program.
+// [channels, height, width] of the result; [height, width], [stride], [top, left], [dilation], groups of the kernel;
+// the activation; whether the result leaves the program.
 Geometry geometry(int64_t batch, const std::vector<int64_t>& of) {
-  if (of.size() != 13) throw std::invalid_argument("geometry has 13 numbers");
+  if (of.size() != 14) throw std::invalid_argument("geometry has 14 numbers");
   return {{batch, of[1], of[2], of[0]},
-          {of[3], of[4], of[5], of[6], of[7], of[8], of[9], of[10]},
-          static_cast<Activation>(of[11]),
-          of[12] != 0};
+          {of[3], of[4], of[5], of[6], of[7], of[8], of[9], of[10], of[11]},
+          static_cast<Activation>(of[12]),
+          of[13] != 0};
 }
 
 const float* weights(const Tensor& tensor, int64_t count, const char* what) {

@@ -2,9 +2,11 @@
 
 All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last and dense,
 and give one like that; ``native_linear`` takes and gives rows ``[*, C]``, contiguous. ``geometry`` is ``[channels,
-height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]`` of the kernel, the
-place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program. ``native_excitation`` takes an
-image and gives one; its ``geometry`` is the hidden channels, both activations, and whether the result leaves.
+height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]``, groups of the
+kernel, the place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program.
+``native_excitation`` takes an image, two matrices ``[C, hidden]`` and ``[hidden, C]``, whose last dimensions are filled
+up to a multiple of 16, each with its bias, and gives an image; its ``geometry`` is the hidden channels, both
+activations, and whether the result leaves.
 """
 
 from __future__ import annotations
@@ -48,18 +50,20 @@ for _kind in KINDS:
 
 
 _LIBRARY.define(
-    "native_excitation(Tensor x, Tensor reduce, Tensor? reduce_bias, Tensor expand, Tensor? expand_bias, int[] geometry)"
-    " -> Tensor",
+    "native_excitation(Tensor x, Tensor reduce, Tensor? reduce_bias, Tensor expand, Tensor? expand_bias, "
+    "int[] geometry) -> Tensor",
     tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag),
 )
 
 
-@torch.library.register_fake("torch_rewrite::native_excitation", lib=_LIBRARY)
 def _fake_excitation(
     x: Tensor, reduce: Tensor, reduce_bias: Tensor | None, expand: Tensor, expand_bias: Tensor | None,
     geometry: Sequence[int],
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+torch.library.register_fake("torch_rewrite::native_excitation", _fake_excitation, lib=_LIBRARY)
 
 
 def operator(kind: str) -> Callable[..., Tensor]:

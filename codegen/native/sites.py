@@ -27,6 +27,8 @@ _BY_TARGET: dict[Any, str] = {
     aten.sigmoid.default: "sigmoid", aten.silu.default: "silu",
 }  # fmt: skip
 
+_LEAST_COLUMNS = 8
+"""Groups with fewer results leave most of a vector empty."""
 
 Layer: TypeAlias = Convolution | Linear | WinogradConvolution
 
@@ -69,10 +71,10 @@ class Site:
             return Kernel("linear", packed_matrix(matrix), self.bias, numbers)
         conv = self.layer
         low = [pair[0] for pair in conv.padding]
-        numbers = geometry(result, conv.kernel, conv.stride, low, conv.dilation, self.activation)
-        if conv.groups == 1:
-            return Kernel("convolution", packed_dense(weight), self.bias, numbers)
-        return Kernel("depthwise", packed_depthwise(weight), self.bias, numbers)
+        numbers = geometry(result, conv.kernel, conv.stride, low, conv.dilation, self.activation, conv.groups)
+        if _is_depthwise(conv):
+            return Kernel("depthwise", packed_depthwise(weight), self.bias, numbers)
+        return Kernel("convolution", packed_dense(weight, conv.groups), self.bias, numbers)
 
 
 def sites(module: GraphModule, taken: Collection[Node] = ()) -> list[Site]:
@@ -128,7 +130,11 @@ def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
         return True
     if layer.dims != 2 or layer.transposed or not layer.batched or is_bound(layer):
         return False
-    return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
+    return _is_depthwise(layer) or layer.groups == 1 or layer.out_channels // layer.groups >= _LEAST_COLUMNS
+
+
+def _is_depthwise(layer: Convolution) -> bool:
+    return layer.groups == layer.in_channels == layer.out_channels > 1
 
 
 def fits(tensor: Tensor) -> bool:

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "vector.h"
 
@@ -34,14 +36,30 @@ struct Epilogue {
   Activation activation;
 };
 
-// `rows[tap * MAX_ROWS + r]` are the inputs of row r; its sums, whole vectors, go to `sums + r * stride`.
-using Tile = void (*)(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* sums,
-                      int64_t stride);
+// What the activation is as bounds; `exact` where it is nothing else.
+struct Bounds {
+  float low, high;
+  bool exact;
+  explicit Bounds(Activation activation)
+      : low(activation == Activation::none ? -INFINITY : 0.0f), high(activation == Activation::relu6 ? 6.0f : INFINITY),
+        exact(activation <= Activation::relu6) {}
+};
+
+// Where a tile's sums go: row r from `to + offset[r]` on, the last vector as far as `last` says.
+struct Output {
+  float* to;
+  const int64_t* offset;
+  Lanes last;
+  const float *bias, *residual;  // added, where they are there; the latter lies as the result does
+  Bounds bounds;
+};
+
+// `rows[tap * MAX_ROWS + r]` are the inputs of row r.
+using Tile = void (*)(const float* const* rows, int64_t taps, int64_t depth, const float* panel, const Output& output);
 
 // Nothing is called in here: the compiler keeps all sums in registers only then.
 template <int ROWS, int VECTORS>
-void multiply(const float* const* rows, int64_t taps, int64_t depth, const float* panel, float* sums,
-              int64_t stride) {
+void multiply(const float* const* rows, int64_t taps, int64_t depth, const float* panel, const Output& output) {
   vec sum[ROWS][VECTORS] = {};
   for (int64_t tap = 0; tap < taps; tap++) {
     const float* a[ROWS];
@@ -60,10 +78,22 @@ void multiply(const float* const* rows, int64_t taps, int64_t depth, const float
       }
     }
   }
-#pragma GCC unroll 14
-  for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) store(sums + r * stride + v * VL, sum[r][v]);
+  for (int v = 0; v < VECTORS; v++) {
+    const Lanes lanes = v == VECTORS - 1 ? output.last : Lanes(VL);
+    if (output.bias) {
+      const vec bias = load(output.bias + v * VL, lanes);
+#pragma GCC unroll 14
+      for (int r = 0; r < ROWS; r++) sum[r][v] += bias;
+    }
+    if (output.residual)
+#pragma GCC unroll 14
+      for (int r = 0; r < ROWS; r++) sum[r][v] += load(output.residual + output.offset[r] + v * VL, lanes);
+#pragma GCC unroll 14
+    for (int r = 0; r < ROWS; r++)
+      store(output.to + output.offset[r] + v * VL, at_most(at_least(sum[r][v], output.bounds.low), output.bounds.high),
+            lanes);
+  }
 }
 
 template <Activation ACTIVATION>

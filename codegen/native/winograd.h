@@ -126,9 +126,12 @@ class Winograd : Operands {
       for (int64_t t = 0; t < tiles; t++) {
         const Range range = share(count, t, tiles);
         const float* rows[MAX_ROWS];
-        for (int64_t r = range.begin; r < range.end; r++) rows[r - range.begin] = from + r * depth_;
-        TILES.of[vectors][range.end - range.begin](rows, 1, in_.channels, panel, to + range.begin * columns_ + column,
-                                                   columns_);
+        int64_t offset[MAX_ROWS];
+        for (int64_t r = range.begin; r < range.end; r++)
+          rows[r - range.begin] = from + r * depth_, offset[r - range.begin] = r * columns_;
+        TILES.of[vectors][range.end - range.begin](
+            rows, 1, in_.channels, panel,
+            {to + column, offset, Lanes(VL), nullptr, nullptr, Bounds(Activation::none)});
       }
     }
   }

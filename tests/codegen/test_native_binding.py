@@ -106,6 +106,7 @@ class Shared(nn.Module):
     (Shared(), (2, 4, 9, 9), ["convolution"] * 3),
     (nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), (1, 4, 9, 9),
      ["convolution"]),
+    (nn.Sequential(nn.Conv2d(6, 16, 3, groups=2), nn.ReLU()), (2, 6, 9, 7), ["convolution"]),
     (nn.Conv1d(4, 4, 3), (1, 4, 9), []),
     (nn.Sequential(nn.Conv2d(4, 4, (1, 3), padding="same"), nn.ReLU6(), nn.GELU()), (1, 4, 5, 9), ["convolution"]),
 ])  # fmt: skip
@@ -173,6 +174,63 @@ def test_contests_time_the_same_computation():
             new, old = calls["native"](), calls["library"]()
             if site.residual is None or site.activation in ("", "relu"):
                 torch.testing.assert_close(new.reshape(old.shape), old, rtol=1e-4, atol=1e-5)
+
+
+class Excited(nn.Module):
+    """Squeeze-and-excitation between two convolutions, with a departure from it."""
+
+    def __init__(self, departure: str = "", inner: str = "silu", outer: str = "sigmoid", bias: bool = True):
+        super().__init__()
+        self.departure, self.inner, self.outer = departure, inner, outer
+        stride = 2 if departure == "strided" else 1
+        self.stem, self.last = nn.Conv2d(3, 37, 3, stride=2), nn.Conv2d(37, 5, 1)
+        self.down = nn.Conv2d(37, 9, 1, bias=bias, stride=stride)
+        self.up = nn.Conv2d(9, 37, 1, bias=bias)
+
+    def forward(self, x):
+        y = self.stem(x)
+        mean = (y.amax if self.departure == "max" else y.mean)((2, 3), keepdim=True)
+        mean = y.mean(2, keepdim=True)[..., :1] if self.departure == "columns" else mean
+        hidden = self.down(mean)
+        hidden = hidden if self.inner == "" else getattr(F, self.inner)(hidden)
+        gate = getattr(F, self.outer)(self.up(hidden))
+        other = F.relu(y) if self.departure == "other" else y
+        z = gate * other if self.departure == "reversed" else other * gate
+        if self.departure == "added":
+            z = z + y
+        if self.departure == "gate":
+            return self.last(z), gate
+        if self.departure == "leaves":
+            return self.last(z), z
+        return self.last(z)
+
+
+@needs_native
+@pytest.mark.parametrize(("model", "bound"), [
+    (Excited(), True), (Excited("reversed"), True), (Excited("strided"), False), (Excited("max"), False),
+    (Excited("columns"), False), (Excited("other"), False), (Excited("added"), False), (Excited("gate"), False),
+    (Excited("leaves"), False), (Excited(inner="relu", outer="hardsigmoid"), True), (Excited(bias=False), True),
+    (Excited(inner=""), True), (Excited(inner="tanh"), False), (Excited(outer="tanh"), False),
+    (Excited(outer="relu6"), True),
+])  # fmt: skip
+def test_squeeze_and_excitation(model, bound):
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.mul_(3)
+    module = module_of(model.eval(), x := torch.randn(2, 3, 9, 12) + 1)
+    native.bind(module, (x,), Scripted(price=ours))
+    assert ("excitation" in called(module)) == bound
+    with torch.no_grad():
+        for new, old in zip(module(x), compat.tree_flatten(model(x))[0], strict=True):
+            assert new.stride() == old.stride()
+            torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+
+
+@needs_native
+def test_squeeze_and_excitation_reads_what_other_kernels_give():
+    model = nn.Sequential(Excited(), nn.Conv2d(5, 3, 1), Excited()).eval()
+    kinds = ["convolution", "excitation", "convolution"]
+    check(model, torch.randn(2, 3, 19, 23), [*kinds, "convolution", *kinds])
 
 
 @needs_native

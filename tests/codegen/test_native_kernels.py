@@ -12,8 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codegen.native import available, supported
-from codegen.native.kernels import Kernel, geometry, packed_dense, packed_depthwise, packed_matrix, packed_spectrum
+from codegen.native import available, operators, supported
+from codegen.native.kernels import (
+    Kernel,
+    filled,
+    geometry,
+    packed_dense,
+    packed_depthwise,
+    packed_matrix,
+    packed_spectrum,
+)
 from codegen.native.operators import ACTIVATIONS
 from rewrite.winograd import evaluation
 
@@ -33,17 +41,16 @@ def compiled():
 
 def kernel_of(
     kind: str, weight: Tensor, bias: Tensor | None, result: Tensor, stride: tuple[int, ...], padding: tuple[int, ...],
-    dilation: tuple[int, ...], activation: str,
+    dilation: tuple[int, ...], activation: str, groups: int = 1,
 ) -> Kernel:  # fmt: skip
-    packed = {"convolution": packed_dense, "depthwise": packed_depthwise}.get(kind)
-    if packed is None:
+    if kind == "winograd":
         v = evaluation(3)
-        spectrum = torch.einsum("pi,ocij,qj->pqco", v, weight.double(), v).float()
-        weights = packed_spectrum(spectrum)
+        weights = packed_spectrum(torch.einsum("pi,ocij,qj->pqco", v, weight.double(), v).float())
     else:
-        weights = packed(weight)
+        weights = packed_depthwise(weight) if kind == "depthwise" else packed_dense(weight, groups)
     taps = tuple(weight.shape[2:])
-    return Kernel(kind, weights, bias, geometry(result.shape, taps, stride, padding, dilation, activation))
+    numbers = geometry(result.shape, taps, stride, padding, dilation, activation, groups)
+    return Kernel(kind, weights, bias, numbers)
 
 
 def last(tensor: Tensor) -> Tensor:
@@ -64,24 +71,26 @@ def layers(draw, kind):
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(taps, dilation, padding, strict=True)]
     size = [n + draw(st.integers(0, 19)) for n in least]
     batch = draw(st.integers(1, 3))
-    weight = torch.randn(outputs, 1 if kind == "depthwise" else channels, *taps) * draw(st.sampled_from([0.01, 1, 30]))
-    return weight, torch.randn(batch, channels, *size), stride, padding, dilation
+    groups = channels if kind == "depthwise" else 1
+    if kind == "convolution":
+        groups = draw(st.sampled_from([n for n in (1, 2, 3, 5, 8) if channels % n == outputs % n == 0]))
+    weight = torch.randn(outputs, channels // groups, *taps) * draw(st.sampled_from([0.01, 1, 30]))
+    return weight, torch.randn(batch, channels, *size), stride, padding, dilation, groups
 
 
 @pytest.mark.parametrize("kind", ["convolution", "depthwise", "winograd"])
 @given(data=st.data())
 def test_kernels_agree_with_float64(kind, data):
-    weight, x, stride, padding, dilation = data.draw(layers(kind))
+    weight, x, stride, padding, dilation, groups = data.draw(layers(kind))
     biased, added = data.draw(st.booleans()), data.draw(st.booleans())
     name = data.draw(st.sampled_from(ACTIVATIONS))
-    groups = x.shape[1] if kind == "depthwise" else 1
     bias = torch.randn(weight.shape[0]) if biased else None
     doubled = None if bias is None else bias.double()
     plain = F.conv2d(x.double(), weight.double(), doubled, stride, padding, dilation, groups)
     size = F.conv2d(x.double().abs(), weight.double().abs(), None, stride, padding, dilation, groups)
     residual = last(torch.randn(plain.shape)) if added else None
     whole = plain if residual is None else plain + residual
-    kernel = kernel_of(kind, weight, bias, plain, stride, padding, dilation, name)
+    kernel = kernel_of(kind, weight, bias, plain, stride, padding, dilation, name, groups)
     found = kernel(last(x), residual)
     assert found.is_contiguous(memory_format=torch.channels_last)
     # Winograd's errors belong to tiles, so they are measured by the largest sum of sizes
@@ -115,6 +124,52 @@ def test_products_agree_with_float64(data):
     assert ((found.double() - AFTER[name](whole)).abs() <= allowed).all()
 
 
+@given(data=st.data())
+def test_excitation_agrees_with_float64(data):
+    batch, hidden = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 8, 16, 23, 150]))
+    channels = data.draw(st.sampled_from([1, 7, 16, 40, 128, 200]))
+    height, width = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
+    x = last(torch.randn(batch, channels, height, width) * data.draw(st.sampled_from([0.1, 20])) + 1)
+    first, second = torch.randn(hidden, channels) / channels**0.5, torch.randn(channels, hidden) / hidden**0.5
+    biases = [torch.randn(count) if data.draw(st.booleans()) else None for count in (hidden, channels)]
+    inner, outer = data.draw(st.sampled_from(ACTIVATIONS)), data.draw(st.sampled_from(["sigmoid", "hardsigmoid"]))
+    numbers = [hidden, ACTIVATIONS.index(inner), ACTIVATIONS.index(outer), data.draw(st.integers(0, 1))]
+    call = operators.operator("excitation")
+    found = call(x, filled(first.t()), biases[0], filled(second.t()), biases[1], numbers)
+    in_double = [None if bias is None else bias.double() for bias in biases]
+    middle = AFTER[inner](F.linear(x.double().mean((2, 3)), first.double(), in_double[0]))
+    gate = AFTER[outer](F.linear(middle, second.double(), in_double[1]))
+    whole = x.double() * gate[..., None, None]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert ((found.double() - whole).abs() <= 1e-5 * (1 + x.double().abs().amax()) * x.double().abs()).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("kind", ["convolution", "depthwise"])  # Winograd's algorithm spreads them over a tile
+def test_infinity_and_nan_are_where_torch_has_them(kind, name):
+    groups = 16 if kind == "depthwise" else 1
+    weight = torch.zeros(16, 16 // groups, 3, 3)
+    weight[:, 0, 1, 1] = 1
+    x = last(torch.randn(1, 16, 8, 8))
+    x[0, 0, 4, 4], x[0, 0, 1, 1], x[0, 0, 6, 1] = float("nan"), -float("inf"), float("inf")
+    plain = F.conv2d(x, weight, None, 1, 1, 1, groups)
+    assert plain.isnan().any()
+    found = kernel_of(kind, weight, None, plain, (1, 1), (1, 1), (1, 1), name, groups)(x)
+    torch.testing.assert_close(found, AFTER[name](plain), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "silu", "gelu", "hardswish"])
+def test_activations_are_exact_to_some_roundings(name):
+    """Over the whole range, relative to the result: small ones are not lost beside one."""
+    x = torch.cat([torch.linspace(-85, 85, 40001), torch.tensor([-1e4, 1e4, 1e-30, -1e-30])]).reshape(1, 5, 1, -1)
+    weight = torch.ones(5, 1, 1, 1)
+    found = kernel_of("depthwise", weight, None, x, (1, 1), (0, 0), (1, 1), name, 5)(last(x)).double()
+    wanted = AFTER[name](x.double())
+    absolute = 3e-7 * x.double().abs() if name == "gelu" else 1e-30
+    relative = 1e-6 + 1e-7 * x.double().abs()  # the argument's own rounding, where there is no fused product
+    assert ((found - wanted).abs() <= relative * wanted.abs() + absolute).all()
+
+
 @pytest.mark.parametrize("kind", ["convolution", "depthwise", "winograd"])
 def test_many_threads_share_the_work(kind):
     """Large enough for all threads, by rows and by columns; more threads than this machine may have."""
@@ -125,7 +180,7 @@ def test_many_threads_share_the_work(kind):
             groups = channels if kind == "depthwise" else 1
             weight, x = torch.randn(channels, channels // groups, 3, 3), torch.randn(batch, channels, size, size)
             plain = F.conv2d(x.double(), weight.double(), None, 1, 1, 1, groups)
-            kernel = kernel_of(kind, weight, None, plain, (1, 1), (1, 1), (1, 1), "")
+            kernel = kernel_of(kind, weight, None, plain, (1, 1), (1, 1), (1, 1), "", groups)
             error = (kernel(last(x)).double() - plain).abs().amax()
             assert error < 1e-4 * plain.abs().amax()
     finally:
