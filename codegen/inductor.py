@@ -85,6 +85,7 @@ class Inductor:
         results = _results(module, examples)
         if frozen:
             native.bind(module, examples, self._target)
+            native.join(module)
         if not frozen:
             _restore_strides(module, results, _results(module, _recorded_layout(graph, arguments, examples)))
         computed = _keep_computed(module, results)

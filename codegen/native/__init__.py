@@ -11,13 +11,16 @@ convolution is computed while its sums are in registers.
 - :mod:`codegen.native.sites`: where in a graph there is one, and what can be done along with it
 - :mod:`codegen.native.contest`: one of them beside the library's kernel, to be timed
 - :mod:`codegen.native.layouts`: what readers find where results lie otherwise
+- :mod:`codegen.native.excitation`: squeeze-and-excitation, which is one call
 - :mod:`codegen.native.binding`: puts them where they are faster
+- :mod:`codegen.native.sequences`: one call of those that follow each other
 """
 
 from __future__ import annotations
 
 from codegen.native.binding import bind
 from codegen.native.library import available, begin, identity
+from codegen.native.sequences import join
 from rewrite.cplusplus import supported
 
-__all__ = ["available", "begin", "bind", "identity", "supported"]
+__all__ = ["available", "begin", "bind", "identity", "join", "supported"]

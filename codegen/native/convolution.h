@@ -11,6 +11,7 @@ namespace torch_rewrite {
 
 struct Image {
   int64_t batch, height, width, channels;
+  bool operator==(const Image&) const = default;
 };
 
 struct Window {

@@ -121,7 +121,7 @@ def _is_read_once(node: Node) -> bool:
 def put(module: GraphModule, site: Excitation, x: Node, number: int) -> Node:
     """Call the operator in the place of a site; the call."""
     graph = module.graph
-    names = [f"excitation_{number}_{name}" for name in ("reduce", "reduce_bias", "expand", "expand_bias")]
+    names = [f"native_excitation_{number}_{name}" for name in ("reduce", "reduce_bias", "expand", "expand_bias")]
     read: list[Node | None] = []
     for name, tensor in zip(names, site.tensors(module), strict=True):
         if tensor is not None:

@@ -10,11 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "convolution.h"
-#include "depthwise.h"
-#include "excitation.h"
 #include "pool.h"
-#include "winograd.h"
+#include "sequence.h"
 
 namespace torch_rewrite {
 namespace {
@@ -150,6 +147,35 @@ Tensor excitation(Tensor x, Tensor reduce, std::optional<Tensor> reduce_bias, Te
   return result;
 }
 
+// `shapes`: [N, C, H, W] of each result, and whether it leaves the program.
+std::vector<Tensor> sequence(std::vector<Tensor> images, Tensor weights, Tensor steps, int64_t memory,
+                             std::vector<int64_t> shapes) {
+  if (steps.dim() != 2 || steps.size(1) != Sequence::NUMBERS || !steps.is_contiguous() ||
+      steps.scalar_type() != torch::headeronly::ScalarType::Long)
+    throw std::invalid_argument("the steps of a sequence have other numbers");
+  const Step* first = static_cast<const Step*>(steps.data_ptr());
+  const Step* last = first + steps.size(0);
+  std::vector<const float*> given;
+  for (size_t i = 0; i < images.size(); i++) {
+    const Image found = image(images[i]);
+    for (const Step* step = first; step < last; step++)
+      if ((step->from.where == Step::given && step->from.number == static_cast<int64_t>(i) && step->in != found) ||
+          (step->residual.where == Step::given && step->residual.number == static_cast<int64_t>(i) &&
+           step->out != found))
+        throw std::invalid_argument("an image has another size than the steps of a sequence");
+    given.push_back(data(images[i]));
+  }
+  std::vector<Tensor> results;
+  std::vector<float*> memories;
+  for (size_t i = 0; i + 4 < shapes.size(); i += 5) {
+    results.push_back(empty(Image{shapes[i], shapes[i + 2], shapes[i + 3], shapes[i + 1]}, shapes[i + 4] != 0));
+    memories.push_back(writable(results.back()));
+  }
+  const Sequence sequence(std::move(given), std::move(memories), data(weights), weights.numel(), memory);
+  for (const Step* step = first; step < last; step++) sequence.run(*step);
+  return results;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
@@ -159,6 +185,7 @@ STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
   library.impl("native_depthwise", TORCH_BOX(&convolved<Depthwise>));
   library.impl("native_winograd", TORCH_BOX(&convolved<Winograd>));
   library.impl("native_excitation", TORCH_BOX(&excitation));
+  library.impl("native_sequence", TORCH_BOX(&sequence));
 }
 
 }  // namespace torch_rewrite

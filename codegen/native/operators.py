@@ -6,7 +6,8 @@ height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]
 kernel, the place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program.
 ``native_excitation`` takes an image, two matrices ``[C, hidden]`` and ``[hidden, C]``, whose last dimensions are filled
 up to a multiple of 16, each with its bias, and gives an image; its ``geometry`` is the hidden channels, both
-activations, and whether the result leaves.
+activations, and whether the result leaves. ``native_sequence`` runs the steps of :mod:`codegen.native.sequences` over
+images, with so many floats of memory; its ``shapes`` are ``[N, C, H, W]`` of each result, and whether it leaves.
 """
 
 from __future__ import annotations
@@ -65,9 +66,26 @@ def _fake_excitation(
 
 torch.library.register_fake("torch_rewrite::native_excitation", _fake_excitation, lib=_LIBRARY)
 
+_LIBRARY.define(
+    "native_sequence(Tensor[] images, Tensor weights, Tensor steps, int memory, int[] shapes) -> Tensor[]",
+    tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag),
+)
+
+
+def _fake_sequence(
+    images: Sequence[Tensor], weights: Tensor, steps: Tensor, memory: int, shapes: Sequence[int]
+) -> list[Tensor]:
+    return [
+        weights.new_empty(list(shapes[i : i + 4])).to(memory_format=torch.channels_last)
+        for i in range(0, len(shapes), 5)
+    ]
+
+
+torch.library.register_fake("torch_rewrite::native_sequence", _fake_sequence, lib=_LIBRARY)
+
 
 def operator(kind: str) -> Callable[..., Tensor]:
-    """The operator of a kind, or ``"excitation"``."""
+    """The operator of a kind, ``"excitation"`` or ``"sequence"``."""
     found: Callable[..., Tensor] = getattr(torch.ops.torch_rewrite, f"native_{kind}").default
     return found
 
