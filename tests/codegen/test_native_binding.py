@@ -154,7 +154,9 @@ def test_what_follows_is_done_along():
 @needs_native
 def test_the_slower_kernel_is_left():
     check(Residual(), torch.randn(2, 8, 9, 11), [], theirs)
-    check(Residual(), torch.randn(2, 8, 9, 11), [], lambda what, name: 1.0)
+    check(nn.Linear(8, 8), torch.randn(2, 8), [], lambda what, name: 1.0)
+    # beside others ours is a part of one call
+    check(Residual(), torch.randn(2, 8, 9, 11), ["convolution", "convolution", "depthwise"], lambda what, name: 1.0)
     # nothing is known on a busy machine
     check(Residual(), torch.randn(2, 8, 9, 11), [], lambda what, name: None)
     module = module_of(Residual(), x := torch.randn(2, 8, 9, 11))
