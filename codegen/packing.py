@@ -52,6 +52,7 @@ def pack(module: GraphModule, target: Target | None = None) -> None:
             node.replace_all_uses_with(call)
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+    native.join(module)
     module.recompile()
 
 

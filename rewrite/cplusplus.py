@@ -56,12 +56,13 @@ class Library:
         self.lock = threading.RLock()
         self._identity: str | None = None
         self._path: Path | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._built = Path()
 
     def _after_fork(self) -> None:
         # whoever held the lock is not there to give it back, nor is the compiler this process's child
         self.lock = threading.RLock()
+        _scratch.cache_clear()  # the parent removes its own
         if self._process is not None:
             self._path = self._process = None
 
@@ -78,15 +79,15 @@ class Library:
             path = _directory() / f"{self.identity()}.so"
             if not path.exists():
                 self._built = _scratch() / f"{uuid.uuid4().hex}.so"
-                self._process = subprocess.Popen(
-                    self._command(self._built), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-                )
+                with self._built.with_suffix(".txt").open("wb") as said:  # nobody may be there to read a pipe
+                    self._process = subprocess.Popen(self._command(self._built), stdout=said, stderr=said)
                 _at_exit(self._process.kill)
             self._path = path
 
     def working(self) -> bool:
         """Whether the compiler is still at work."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def finish(self) -> Path:
         """The library; begins where that was not done.
@@ -99,8 +100,8 @@ class Library:
             self.begin()
             assert self._path is not None
             if self._process is not None:
-                _, said = self._process.communicate(timeout=300)
-                if self._process.returncode:
+                if self._process.wait(timeout=300):
+                    said = self._built.with_suffix(".txt").read_text(errors="replace")
                     raise subprocess.CalledProcessError(self._process.returncode, self._process.args, stderr=said)
                 write(self._path, self._built.read_bytes())
                 self._process = None

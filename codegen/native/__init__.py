@@ -12,6 +12,7 @@ convolution is computed while its sums are in registers.
 - :mod:`codegen.native.contest`: one of them beside the library's kernel, to be timed
 - :mod:`codegen.native.layouts`: what readers find where results lie otherwise
 - :mod:`codegen.native.excitation`: squeeze-and-excitation, which is one call
+- :mod:`codegen.native.transforms`: depthwise convolutions in the frequency domain, which are one call
 - :mod:`codegen.native.binding`: puts them where they are faster
 - :mod:`codegen.native.sequences`: one call of those that follow each other
 """

@@ -7,34 +7,39 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codegen.native.contest import contenders, described
+from codegen.native.contest import Call, contenders, described
 from codegen.native.excitation import excitations, put
 from codegen.native.layouts import Layouts
 from codegen.native.library import available
 from codegen.native.sites import Site, sites
+from codegen.native.transforms import CircularConvolution, circular_convolutions
+from codegen.native.transforms import put as put_transform
 from rewrite.events import emit
 from rewrite.lowering import record
 from rewrite.ops import Linear
 from rewrite.winograd import PRODUCT, WinogradConvolution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.fx import GraphModule, Node
 
     from codegen.native.kernels import Kernel
-    from rewrite.target import Target
+    from rewrite.target import Measured, Target
 
 BUFFERS = "native_"
 """What the names of packed weights begin with."""
 
 MARGIN = 0.03
-"""The part of its time that another kernel has to save, or may lose."""
+"""The part of its time that a kernel has to save."""
+TIE = 0.03
+"""The part of its time that one over images may lose: beside others it is a part of one call, and saves more."""
 
 
 def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, keep_strides: bool = True) -> int:
     """Let a flat module call our kernels where they are faster; how many it calls.
 
+    Squeeze-and-excitation is not timed: what is there instead makes the same passes over memory, in four calls.
     Winograd's algorithm was chosen before, by the time that it takes with our kernel, and no other one has it in one
     pass: it is bound wherever kernels can be compiled. What they read is copied to channels last where it is not in
     that layout.
@@ -49,25 +54,30 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
         return 0
     record(module, examples)
     excited = excitations(module) if target is not None else []
+    transformed = circular_convolutions(module) if target is not None else []
     found = sites(module, {node for one in excited for node in one.taken})
-    if not (found or excited) or not available():
+    if not (found or excited or transformed) or not available():
         return 0
     ends = time.perf_counter() + (target.allowance if target is not None else 0.0)
     chosen = [(site, kernel) for site in found if (kernel := faster(module, site, target, ends)) is not None]
-    if not (chosen or excited):
+    transformed = [one for one in transformed if _pays(module, one, target, ends)]
+    if not (chosen or excited or transformed):
         return 0
     strides = Layouts(keep_strides)
     strides.note(module)
     calls: dict[Node, Node] = {}
     for number, one in enumerate(excited):
-        calls[one.node] = put(module, one, calls.get(one.input, one.input), number)
+        calls[one.node] = put(module, one, number)
+    for number, circle in enumerate(transformed):
+        leaves = any(map(_leaves, circle.node.users))
+        calls[circle.node] = put_transform(module, circle, calls.get(circle.input, circle.input), number, leaves)
     for number, (site, kernel) in enumerate(chosen):
         leaves = any(_leaves(user) for user in site.node.users)
         calls[site.node] = _replace(module, site, kernel.leaving() if leaves else kernel, number, calls)
     module.graph.eliminate_dead_code()
     record(module, examples, strides.keep)
     module.recompile()
-    count = len(chosen) + len(excited)
+    count = len(chosen) + len(excited) + len(transformed)
     emit("native-bound", f"{count} layers call kernels of our own", count=count)
     return count
 
@@ -92,19 +102,33 @@ def faster(module: GraphModule, site: Site, target: Target | None, ends: float) 
         return site.kernel(module)
     if target is None:
         return None
-    named = described(site)
+    found = _measured(target, described(site), lambda: contenders(module, site), site.node, ends)
+    if found is None:
+        return None
+    least = 1 + max(found.noise, MARGIN) if isinstance(site.layer, Linear) else 1 - TIE
+    return site.kernel(module) if found.ms["native"] * least < found.ms["library"] else None
+
+
+def _pays(module: GraphModule, site: CircularConvolution, target: Target | None, ends: float) -> bool:
+    """Whether our transforms are faster than the library's."""
+    if target is None:
+        return False
+    found = _measured(target, site.described(), lambda: site.contenders(module), site.node, ends)
+    return found is not None and found.ms["native"] * (1 + max(found.noise, MARGIN)) < found.ms["library"]
+
+
+def _measured(
+    target: Target, named: str, contenders: Callable[[], dict[str, Call]], node: Node, ends: float
+) -> Measured | None:
+    """The times of the library's kernel and of ours, as they are known, or measured while there is time."""
     found = target.known(named, {"library", "native"})
     if found is None and time.perf_counter() < ends:
         try:
             with torch.autocast("cpu", enabled=False):
-                found = target.measure(named, contenders(module, site))
+                found = target.measure(named, contenders())
         except (RuntimeError, ValueError, AttributeError) as error:  # a library that is not there, or refuses
-            emit("native-left", f"'{site.node.name}' cannot be timed: {error}", node=site.node.name)
-    if found is None:
-        return None
-    # beside others ours is a part of one call: it is taken where it is as fast
-    least = 1 + max(found.noise, MARGIN) if isinstance(site.layer, Linear) else 1 - MARGIN
-    return site.kernel(module) if found.ms["native"] * least < found.ms["library"] else None
+            emit("native-left", f"'{node.name}' cannot be timed: {error}", node=node.name)
+    return found
 
 
 def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls: dict[Node, Node]) -> Node:

@@ -50,8 +50,8 @@ class Excitation:
         return found
 
     def geometry(self) -> list[int]:
-        """The numbers that the operator takes; convolutions read the result, so that it does not leave the program."""
-        return [self.reduce.out_channels, *(ACTIVATIONS.index(name) for name in (self.inner, self.outer)), 0]
+        """The numbers that the operator takes."""
+        return [self.reduce.out_channels, *(ACTIVATIONS.index(name) for name in (self.inner, self.outer))]
 
 
 def excitations(module: GraphModule) -> list[Excitation]:
@@ -80,6 +80,8 @@ def _excitation(module: GraphModule, node: Node, x: Any, gate: Any) -> Excitatio
     if not is_tensor(x) or not is_tensor(gate):
         return None
     if value(x).dim() != 4 or value(x).shape != value(node).shape or not fits(value(x)):
+        return None
+    if tuple(value(gate).shape) != (*value(x).shape[:2], 1, 1):
         return None
     outer = activation_name(gate)
     expand = _layer(module, gate.args[0]) if outer and _is_read_once(gate) else None
@@ -118,7 +120,7 @@ def _is_read_once(node: Node) -> bool:
     return len(node.users) == 1
 
 
-def put(module: GraphModule, site: Excitation, x: Node, number: int) -> Node:
+def put(module: GraphModule, site: Excitation, number: int) -> Node:
     """Call the operator in the place of a site; the call."""
     graph = module.graph
     names = [f"native_excitation_{number}_{name}" for name in ("reduce", "reduce_bias", "expand", "expand_bias")]
@@ -129,7 +131,7 @@ def put(module: GraphModule, site: Excitation, x: Node, number: int) -> Node:
         with graph.inserting_before(site.node):
             read.append(None if tensor is None else graph.get_attr(name))
     with graph.inserting_after(site.node):
-        made = graph.call_function(operator("excitation"), (x, *read, site.geometry()))
+        made = graph.call_function(operator("excitation"), (site.input, *read, site.geometry()))
     site.node.replace_all_uses_with(made)
     made.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
     return made

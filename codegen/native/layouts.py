@@ -44,6 +44,11 @@ class Layouts:
         for operand, strides in zip(node.all_input_nodes, self._wanted.get(node, ()), strict=False):
             if strides is not None and operand.meta["val"].stride() != strides:
                 node.replace_input_with(operand, self._copied(node, operand, strides))
+        if node.target is _FFT:
+            signal: Any = node.args[0]
+            found = signal.meta["val"]
+            if not found.is_contiguous() and not found.movedim(1, -1).is_contiguous():
+                node.update_arg(0, self._copied(node, signal, _in_layout(found.shape, torch.contiguous_format)))
         layout, places = _LAYOUTS.get(node.target, (torch.contiguous_format, ()))
         for place in places:
             read: Any = node.args[place]
@@ -72,6 +77,7 @@ class Layouts:
 _LAYOUTS: dict[Any, tuple[torch.memory_format, tuple[int, ...]]] = {
     operator(kind): (torch.contiguous_format if kind == "linear" else torch.channels_last, (0, 3)) for kind in KINDS
 } | {operator("excitation"): (torch.channels_last, (0,))}
+_FFT = operator("fft_convolution")
 
 
 def _strides(value: Any) -> Strides | None:

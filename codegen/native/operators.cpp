@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "fft.h"
 #include "pool.h"
 #include "sequence.h"
 
@@ -132,13 +133,13 @@ Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional
   return result;
 }
 
-// `geometry`: the hidden channels, both activations, and whether the result leaves the program.
+// `geometry`: the hidden channels and both activations. Convolutions read the result: it does not leave the program.
 Tensor excitation(Tensor x, Tensor reduce, std::optional<Tensor> reduce_bias, Tensor expand,
                   std::optional<Tensor> expand_bias, std::vector<int64_t> geometry) {
-  if (geometry.size() != 4) throw std::invalid_argument("geometry has 4 numbers");
+  if (geometry.size() != 3) throw std::invalid_argument("geometry has 3 numbers");
   const Image in = image(x);
   const int64_t hidden = geometry[0];
-  Tensor result = empty(in, geometry[3] != 0);
+  Tensor result = empty(in, false);
   Excitation(data(x), in, weights(reduce, in.channels * filled(hidden), "the first matrix"),
              vector(reduce_bias, hidden), weights(expand, hidden * filled(in.channels), "the second matrix"),
              vector(expand_bias, in.channels), hidden, static_cast<Activation>(geometry[1]),
@@ -176,6 +177,56 @@ std::vector<Tensor> sequence(std::vector<Tensor> images, Tensor weights, Tensor 
   return results;
 }
 
+// [N, C, L] or [N, C, H, W], with channels behind the batch or last.
+Signals signals(const Tensor& x) {
+  const int64_t dims = x.dim();
+  if (dims != 3 && dims != 4) throw std::invalid_argument("signals have three or four dimensions");
+  const int64_t c = x.size(1), h = dims == 4 ? x.size(2) : 1, w = x.size(dims - 1);
+  const auto lies = [&](std::array<int64_t, 4> strides) {
+    if (dims == 3) strides = {strides[0], strides[1], strides[3], 0};
+    for (int64_t i = 0; i < dims; i++)
+      if (x.size(i) > 1 && x.stride(i) != strides[i]) return false;
+    return true;
+  };
+  const bool first = lies({c * h * w, h * w, w, 1});
+  if (!first && !lies({c * h * w, 1, w * c, c}))
+    throw std::invalid_argument("native transforms take signals that are dense, with channels behind the batch or last");
+  return {static_cast<float*>(x.data_ptr()), c, h, w, !first};
+}
+
+// `kernel`: [channels, rows, columns].
+Tensor pack_fft(Tensor kernel) {
+  const int64_t channels = kernel.size(0), rows = kernel.size(1), columns = kernel.size(2);
+  const Plane& plane = Plane::of(rows, columns);
+  const int64_t count = FftConvolution::packed(plane, channels);
+  weights(kernel, channels * rows * columns, "the kernel");
+  Tensor packed = empty({count}, {1}, count, true);
+  FftConvolution(plane).pack({writable(kernel), channels, rows, columns, false}, writable(packed));
+  return packed;
+}
+
+// `geometry`: [rows, columns] of the circle, of the result, strides, and whether the result leaves the program.
+Tensor fft_convolution(Tensor x, Tensor packed, std::vector<int64_t> geometry) {
+  if (geometry.size() != 7) throw std::invalid_argument("geometry has 7 numbers");
+  const Signals in = signals(x);
+  const Plane& plane = Plane::of(geometry[0], geometry[1]);
+  const int64_t images = x.size(0), rows = geometry[2], columns = geometry[3];
+  if (in.rows > geometry[0] || in.columns > geometry[1] || (rows - 1) * geometry[4] >= geometry[0] ||
+      (columns - 1) * geometry[5] >= geometry[1])
+    throw std::invalid_argument("signals and results have to lie on the circle");
+  Signals out{nullptr, in.channels, rows, columns, in.last};
+  const int64_t c = in.channels;
+  std::vector<int64_t> sizes{images, c, rows, columns};
+  std::vector<int64_t> strides = in.last ? std::vector<int64_t>{out.size(), 1, columns * c, c}
+                                         : std::vector<int64_t>{out.size(), rows * columns, columns, 1};
+  if (x.dim() == 3) sizes.erase(sizes.begin() + 2), strides.erase(strides.begin() + 2);
+  Tensor result = empty(sizes, strides, images * out.size(), geometry[6] != 0);
+  out.data = writable(result);
+  FftConvolution(plane).run(in, images, weights(packed, FftConvolution::packed(plane, c), "the spectrum"), out,
+                            geometry[4], geometry[5]);
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
@@ -186,6 +237,8 @@ STABLE_TORCH_LIBRARY_IMPL(torch_rewrite, CPU, library) {
   library.impl("native_winograd", TORCH_BOX(&convolved<Winograd>));
   library.impl("native_excitation", TORCH_BOX(&excitation));
   library.impl("native_sequence", TORCH_BOX(&sequence));
+  library.impl("native_pack_fft", TORCH_BOX(&pack_fft));
+  library.impl("native_fft_convolution", TORCH_BOX(&fft_convolution));
 }
 
 }  // namespace torch_rewrite

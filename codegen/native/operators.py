@@ -5,9 +5,11 @@ and give one like that; ``native_linear`` takes and gives rows ``[*, C]``, conti
 height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]``, groups of the
 kernel, the place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program.
 ``native_excitation`` takes an image, two matrices ``[C, hidden]`` and ``[hidden, C]``, whose last dimensions are filled
-up to a multiple of 16, each with its bias, and gives an image; its ``geometry`` is the hidden channels, both
-activations, and whether the result leaves. ``native_sequence`` runs the steps of :mod:`codegen.native.sequences` over
+up to a multiple of 16, each with its bias, and gives an image that convolutions read; its ``geometry`` is the hidden
+channels and both activations. ``native_sequence`` runs the steps of :mod:`codegen.native.sequences` over
 images, with so many floats of memory; its ``shapes`` are ``[N, C, H, W]`` of each result, and whether it leaves.
+``native_fft_convolution`` takes ``[N, C, L]`` or ``[N, C, H, W]``, contiguous or with channels last, and gives the
+like; its ``geometry`` is ``[rows, columns]`` of the circle and of the result, ``[stride]``, and whether that leaves.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ KINDS = ("convolution", "depthwise", "winograd", "linear")
 
 _LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
 _LIBRARY.define("native_pack(Tensor matrices) -> Tensor")
+_LIBRARY.define("native_pack_fft(Tensor kernel) -> Tensor")
 
 
 def _fake(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Sequence[int]) -> Tensor:
@@ -83,9 +86,26 @@ def _fake_sequence(
 
 torch.library.register_fake("torch_rewrite::native_sequence", _fake_sequence, lib=_LIBRARY)
 
+_LIBRARY.define(
+    "native_fft_convolution(Tensor x, Tensor packed, int[] geometry) -> Tensor",
+    tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag),
+)
+
+
+def _fake_fft_convolution(x: Tensor, packed: Tensor, geometry: Sequence[int]) -> Tensor:
+    batch, channels = x.shape[:2]
+    size = geometry[4 - (x.dim() - 2) : 4]
+    if x.is_contiguous():
+        return x.new_empty([batch, channels, *size])
+    last = x.new_empty([batch, *size, channels])
+    return last.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
+
+
+torch.library.register_fake("torch_rewrite::native_fft_convolution", _fake_fft_convolution, lib=_LIBRARY)
+
 
 def operator(kind: str) -> Callable[..., Tensor]:
-    """The operator of a kind, ``"excitation"`` or ``"sequence"``."""
+    """The operator of a kind, or ``native_`` any other."""
     found: Callable[..., Tensor] = getattr(torch.ops.torch_rewrite, f"native_{kind}").default
     return found
 
@@ -93,4 +113,10 @@ def operator(kind: str) -> Callable[..., Tensor]:
 def pack(matrices: Tensor) -> Tensor:
     """``[taps, depth, columns]`` in the order in which the kernels read it, flat."""
     packed: Tensor = torch.ops.torch_rewrite.native_pack.default(matrices.contiguous())
+    return packed
+
+
+def pack_fft(kernel: Tensor) -> Tensor:
+    """``[C, rows, columns]`` on a circle, as a spectrum in the order in which the kernel reads it, flat."""
+    packed: Tensor = torch.ops.torch_rewrite.native_pack_fft.default(kernel.contiguous())
     return packed

@@ -92,7 +92,7 @@ def _replace(module: GraphModule, run: Sequence[Node], number: int) -> None:
     steps = torch.tensor([_step(module, node, where, weights) for node in run], dtype=torch.int64)
     module.register_buffer(f"sequence_{number}_weights", torch.cat(weights.parts))
     module.register_buffer(f"sequence_{number}_steps", steps)
-    shapes = [number for node in results for number in (*value(node).shape, _leaves(node))]
+    shapes = [size for node in results for size in (*value(node).shape, _leaves_program(node))]
     graph = module.graph
     with graph.inserting_after(run[-1]):
         call = graph.call_function(operator("sequence"), (given, None, None, memory, shapes))
@@ -114,10 +114,10 @@ def _read(node: Node) -> list[Node]:
     return [read for place in places if isinstance(read := node.args[place], Node)]
 
 
-def _leaves(node: Node) -> int:
-    """Whether a kernel's result leaves the program: the last number of its geometry."""
+def _leaves_program(node: Node) -> int:
+    """Whether a kernel's result leaves the program: the last number of its geometry, where that may be."""
     geometry: Any = node.args[-1]
-    return int(geometry[-1])
+    return 0 if node.target is _EXCITATION else int(geometry[-1])
 
 
 def _step(module: GraphModule, node: Node, where: dict[Node, tuple[int, int]], weights: _Weights) -> list[int]:
@@ -125,7 +125,9 @@ def _step(module: GraphModule, node: Node, where: dict[Node, tuple[int, int]], w
     arguments: tuple[Any, ...] = node.args
     x, *tensors, geometry = arguments
     residual = None if node.target is _EXCITATION else tensors.pop()
-    offsets = [weights.add(constant(module, tensor)) for tensor in tensors]
+    known = [None if tensor is None else constant(module, tensor) for tensor in tensors]
+    assert all((tensor is None) == (found is None) for tensor, found in zip(tensors, known, strict=True))
+    offsets = [weights.add(tensor) for tensor in known]
     if node.target is _EXCITATION:
         window, (hidden, inner, activation) = [0] * 9, geometry[:3]
     else:

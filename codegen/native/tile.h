@@ -57,7 +57,7 @@ struct Output {
 // `rows[tap * MAX_ROWS + r]` are the inputs of row r.
 using Tile = void (*)(const float* const* rows, int64_t taps, int64_t depth, const float* panel, const Output& output);
 
-// Nothing is called in here: the compiler keeps all sums in registers only then.
+// Nothing is called as long as there are sums: the compiler keeps all of them in registers only then.
 template <int ROWS, int VECTORS>
 void multiply(const float* const* rows, int64_t taps, int64_t depth, const float* panel, const Output& output) {
   vec sum[ROWS][VECTORS] = {};

@@ -15,8 +15,7 @@ from rewrite import compat
 from rewrite.alone import alone
 from rewrite.errors import RewriteError
 from rewrite.events import emit
-from rewrite.result import call, recording
-from rewrite.result.glance import ready
+from rewrite.result import call, glance, recording
 from rewrite.result.lowerings import Lowerings
 from rewrite.result.modes import neutral
 from rewrite.result.ownership import Ownership, changes
@@ -64,7 +63,7 @@ class Engine:
         self._lock = alone
         self._clock = itertools.count(1)
         if lowering is not None:
-            ready()  # whoever compiles calls often enough for the looks at the weights to be compiled too
+            glance.begin()  # whoever compiles calls often enough for the looks at the weights to be compiled too
         with neutral():
             self._ownership = Ownership(source, root)
             self._snapshot = Snapshot(self._ownership.watch(()), {}, {})

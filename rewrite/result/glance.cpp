@@ -119,18 +119,18 @@ void glance_values(Glance* glance, PyObject* dict) {
   glance->values.push_back(std::move(some));
 }
 
-// Whether the object is laid out as this file has it; `impl` is where its torch tensor is.
-int glance_knows(PyObject* tensor, void* impl) { return held(tensor) == impl; }
-
-void glance_written(Glance* glance, PyObject* tensor) {
-  c10::TensorImpl* impl = held(tensor);
+// The following take where the object's torch tensor is; 0 where the object, or the tensor, is of another kind.
+int glance_written(Glance* glance, PyObject* tensor, c10::TensorImpl* impl) {
+  if (held(tensor) != impl || impl->is_inference()) return 0;
   glance->written.push_back({tensor, impl, impl->version_counter().current_version()});
+  return 1;
 }
 
-void glance_placed(Glance* glance, PyObject* tensor) {
-  c10::TensorImpl* impl = held(tensor);
+int glance_placed(Glance* glance, PyObject* tensor, c10::TensorImpl* impl) {
+  if (held(tensor) != impl || !impl->has_storage()) return 0;
   c10::StorageImpl* storage = impl->unsafe_storage().unsafeGetStorageImpl();
   glance->placed.push_back({tensor, impl, storage, memory_of(storage), impl->storage_offset()});
+  return 1;
 }
 
 void glance_window(Glance* glance, const char* memory, int64_t bytes) {

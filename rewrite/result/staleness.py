@@ -137,35 +137,39 @@ class Watch(Marks):
 
     def changed(self) -> bool:
         """Whether anything is seen to have changed."""
-        attributes = bool(self._attributes) and self._attributes_changed()
-        if self._glance is not None:
-            return self.stale or attributes or self._glance.changed()
-        # taken before Python looks: what is written between both is seen by the latter
-        glance = self._take_glance()
+        glance = self._glance
+        if glance is not None:
+            return self.stale or self._attributes_changed() or glance.changed()
+        if self._looked():
+            return True
+        self._looks += 1
+        if self._looks >= WORTH and ready():
+            self._take_glance()
+        return False
+
+    def _looked(self) -> bool:
+        """What Python sees."""
+        second = self._second
         # the places come before the probe, which reads memory at the places that were found at first
-        changed = (
+        return (
             self.written(self._versioned)
             or self._holdings.changed()
-            or attributes
-            or (self._second is not None and self._second.changed())
+            or self._attributes_changed()
+            or (second is not None and second.changed())
             or self.bytes_changed()
         )
-        if not changed:
-            self._glance = glance
-        return changed
 
-    def _take_glance(self) -> Glance | None:
-        """The present state, for the looks to come; None where it is not worth it, or cannot be had."""
-        self._looks += 1
-        if self._looks < WORTH or not ready():
-            return None
-        trees = [self._holdings, *([] if self._second is None else [self._second])]
-        dicts, placed = ([one for tree in trees for one in getattr(tree, name)] for name in ("dicts", "placed"))
+    def _take_glance(self) -> None:
+        """Have compiled code compare with the present state from now on, unless it changes just now."""
+        second = self._second
         try:
-            return Glance(dicts, self._versioned, placed, self.windows)
+            glance = Glance([self._holdings, *([] if second is None else [second])], self._versioned, self.windows)
         except ValueError:
             self._looks = -sys.maxsize
-            return None
+            return
+        # between the look before and the glance another thread may have written
+        if not self._looked() and self._second is second:
+            self._glance = glance
 
     def _attributes_changed(self) -> bool:
         return any(held.get(key) is not tensor or tensor.data_ptr() != place

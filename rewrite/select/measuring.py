@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _SMALL = 1 << 16
 """Bytes below which a value is converted for nothing, and an operator on it not measured for its layout."""
 
+_FEW = 1 / 20
+"""The part of the operators with alternatives that may be left as they are in a program worth keeping."""
+
 
 @dataclass
 class Survey:
@@ -37,7 +40,7 @@ class Survey:
         progress: told how many operators of how many have been measured.
         found: what has been measured.
         notes: what could not be, a sentence each.
-        complete: whether every operator with alternatives was measured.
+        complete: whether the operators with alternatives were measured, but for a few.
     """
 
     stopwatch: Stopwatch
@@ -70,7 +73,8 @@ class Survey:
         finally:
             self.progress(len(sites), len(sites))
         self._note(len(sites), len(busy), len(late))
-        self.complete = not any(site.node in offers for site in (*busy, *late))
+        left = sum(site.node in offers for site in (*busy, *late))
+        self.complete = left <= _FEW * sum(site.node in offers for site in sites)
 
     def _measured(self, sites: list[Site], total: int, ends: float) -> tuple[list[Site], list[Site]]:
         """Measure sites; those for which the machine was too busy, and those for which there was no time."""

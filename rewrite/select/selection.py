@@ -40,7 +40,7 @@ class Selection:
         progress: told how many operators of how many have been measured.
         choices: what was decided, and made.
         notes: what kept something from being chosen, a sentence each.
-        complete: whether all that has alternatives was measured.
+        complete: whether what has alternatives was measured, but for a few operators.
         made: how many rewrites were made.
         spent: the seconds that measuring and deciding took.
     """

@@ -187,7 +187,7 @@ class Excited(nn.Module):
         stride = 2 if departure == "strided" else 1
         self.stem, self.last = nn.Conv2d(3, 37, 3, stride=2), nn.Conv2d(37, 5, 1)
         self.down = nn.Conv2d(37, 9, 1, bias=bias, stride=stride)
-        self.up = nn.Conv2d(9, 37, 1, bias=bias)
+        self.up = nn.Conv2d(9, 1 if departure == "one gate" else 37, 1, bias=bias)
 
     def forward(self, x):
         y = self.stem(x)
@@ -211,7 +211,8 @@ class Excited(nn.Module):
 @pytest.mark.parametrize(("model", "bound"), [
     (Excited(), True), (Excited("reversed"), True), (Excited("strided"), False), (Excited("max"), False),
     (Excited("columns"), False), (Excited("other"), False), (Excited("added"), False), (Excited("gate"), False),
-    (Excited("leaves"), False), (Excited(inner="relu", outer="hardsigmoid"), True), (Excited(bias=False), True),
+    (Excited("leaves"), False), (Excited("one gate"), False),
+    (Excited(inner="relu", outer="hardsigmoid"), True), (Excited(bias=False), True),
     (Excited(inner=""), True), (Excited(inner="tanh"), False), (Excited(outer="tanh"), False),
     (Excited(outer="relu6"), True),
 ])  # fmt: skip

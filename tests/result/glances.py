@@ -12,6 +12,7 @@ from rewrite.result import glance
 @functools.cache
 def available() -> bool:
     """Whether there are any here; waits for the compiler."""
+    glance.begin()
     ends = time.monotonic() + 120
     while supported() and not glance.ready() and time.monotonic() < ends:
         time.sleep(0.1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rewrite.cplusplus import supported
-from rewrite.result import glance
+from rewrite.result import glance, staleness
 from rewrite.result.glance import Glance
 from rewrite.result.probe import Probe
 from rewrite.result.staleness import Watch
@@ -33,9 +33,14 @@ def state() -> tuple[dict[str, Tensor], Tensor]:
     return tensors, tensors["b"]
 
 
+class Holder:
+    def __init__(self, held: dict[str, Tensor]):
+        self.dicts, self.placed, self.kept = [held], list(held.values()), list(held.values())
+
+
 def look(held: dict[str, Tensor], windows: bool = False) -> Glance:
     tensors = list(held.values())
-    return Glance([held], tensors, tensors, Probe(tensors).windows if windows else [])
+    return Glance([Holder(held)], tensors, Probe(tensors).windows if windows else [])
 
 
 def write(held: dict[str, Tensor]) -> None:
@@ -108,7 +113,7 @@ def test_reading_and_gradients_are_no_change() -> None:
 def test_other_mappings_are_left_to_python() -> None:
     assert available()
     with pytest.raises(ValueError, match="something else than a dict"):
-        Glance([OrderedDict(a=torch.zeros(1))], [], [], [])
+        Glance([Holder(OrderedDict(a=torch.zeros(1)))], [], [])
     model = nn.Linear(2, 2)
     model._parameters = OrderedDict(model._parameters)
     watch = Watch(model)
@@ -116,6 +121,51 @@ def test_other_mappings_are_left_to_python() -> None:
         assert not watch.changed()
     with torch.no_grad():
         model.weight.mul_(2)
+    assert watch.changed()
+
+
+class Own(Tensor):
+    """A class that may do anything."""
+
+
+@needs_compiler
+@pytest.mark.parametrize("tensor", [torch.zeros(3).as_subclass(Own), torch.eye(3).to_sparse()])
+def test_tensors_of_other_kinds_are_left_to_python(tensor: Tensor) -> None:
+    assert available()
+    with pytest.raises(ValueError, match=r"lie in memory|another way"):
+        look({"a": tensor})
+
+
+@needs_compiler
+@pytest.mark.parametrize("move", ["share", "empty", "swap"])
+def test_memory_that_is_gone_is_not_read_to_take_one(move: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moves before the first glance is seen by Python, which asks where things lie before it reads."""
+    assert available()
+    monkeypatch.setattr(staleness, "WORTH", 2)
+    model = nn.Linear(1500, 1500)
+    watch = Watch(model)
+    assert not watch.changed()
+    if move == "share":
+        model.share_memory()
+    elif move == "empty":
+        model.weight.untyped_storage().resize_(0)
+    else:
+        torch.utils.swap_tensors(model.weight, nn.Parameter(torch.randn(1500, 1500)))
+        gc.collect()
+    assert watch.changed()
+
+
+@needs_compiler
+def test_a_second_tree_that_is_watched_later_is_looked_at() -> None:
+    assert available()
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    watch = Watch(model)
+    for _ in range(4):
+        assert not watch.changed()
+    watch.also(other)
+    for _ in range(4):
+        assert not watch.changed()
+    other.weight = nn.Parameter(torch.zeros(2, 2))
     assert watch.changed()
 
 
