@@ -79,7 +79,7 @@ def settled(
 ) -> Comparison | None:
     """Time the contenders where the machine is quiet enough; None where it is not.
 
-    In every round the first contender runs at the beginning and at the end. A round in which its two times differ by
+    In every round the fastest contender runs at the beginning and at the end. A round in which its two times differ by
     more than ``tolerance`` is discarded: something else was running.
 
     Args:
@@ -88,16 +88,16 @@ def settled(
         seconds: about how long all of it may take, the first runs excepted.
         tolerance: relative to the shorter of the two times.
         least: in seconds.
-        hopeless: a contender whose second run takes so many times longer than the first contender's is not run again.
+        hopeless: a contender whose second run takes so many times longer than the fastest one's is not run again.
 
     Returns:
-        Timings of the rounds that were kept, and the median difference of the first contender from itself as noise.
+        Timings of the rounds that were kept, and the median difference of the fastest contender from itself as noise.
         None with fewer than three of them.
     """
     once = {name: second_run(call) for name, call in contenders.items()}
-    first = next(iter(once.values()))
-    calls = [(name, call, max(1, math.ceil(least / once[name])))
-             for name, call in contenders.items() if once[name] <= hopeless * first]  # fmt: skip
+    names = sorted(once, key=once.__getitem__)
+    calls = [(name, contenders[name], max(1, math.ceil(least / once[name])))
+             for name in names if once[name] <= hopeless * once[names[0]]]  # fmt: skip
     samples: dict[str, list[float]] = {name: [] for name, _, _ in calls}
     spreads: list[float] = []
     started = time.perf_counter()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from codegen.native.kernels import Kernel
     from rewrite.target import Measured, Target
 
+aten = torch.ops.aten
+
 BUFFERS = "native_"
 """What the names of packed weights begin with."""
 
@@ -137,6 +139,10 @@ def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls
     residual = None if site.residual is None else calls.get(site.residual, site.residual)
     weights = {f"{BUFFERS}{number}_packed": kernel.packed, f"{BUFFERS}{number}_bias": kernel.bias}
     graph = module.graph
+    if site.is_row:
+        with graph.inserting_before(site.node):
+            x = graph.call_function(aten.unsqueeze.default, (x, 2))
+            residual = None if residual is None else graph.call_function(aten.unsqueeze.default, (residual, 2))
     with graph.inserting_after(site.node):
         call = graph.call_function(kernel.operator, (x, None, None, residual, list(kernel.geometry)))
     for place, (name, tensor) in enumerate(weights.items(), start=1):
@@ -144,6 +150,11 @@ def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls
             module.register_buffer(name, tensor)
             with graph.inserting_before(call):
                 call.update_arg(place, graph.get_attr(name))
-    site.node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
-    call.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
-    return call
+    result = call
+    if site.is_row:
+        with graph.inserting_after(call):
+            result = graph.call_function(aten.squeeze.dim, (call, 2))
+    own = {call, x, residual}
+    site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in own)
+    result.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
+    return result

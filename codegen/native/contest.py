@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
+    from codegen.native.kernels import Kernel
+
 Call = Callable[[], Tensor]
 
 
@@ -27,6 +29,7 @@ def described(site: Site) -> str:
     if not isinstance(layer, Convolution):
         return f"native linear {shapes} {along}"
     kind = "dense" if layer.groups == 1 else f"groups {layer.groups}"
+    kind += f" of rows, channels last: {is_last(value(site.input))}" if site.is_row else ""
     return f"native {kind} {shapes} {layer.kernel} {layer.stride} {layer.padding} {layer.dilation} {along}"
 
 
@@ -44,9 +47,39 @@ def contenders(module: GraphModule, site: Site) -> dict[str, Call]:
         x, residual = _drawn(site, torch.contiguous_format)
         return {"library": _product(module, site.layer, x, site.bias), "native": lambda: kernel(x, residual)}
     assert isinstance(site.layer, Convolution)
+    if site.is_row:
+        return _of_rows(module, site.layer, site, kernel)
     x, residual = _drawn(site, torch.channels_last)
     library = _convolution(module, site.layer, x, site, residual)
     return {"library": library, "native": lambda: kernel(x, residual)}
+
+
+def is_last(x: Tensor) -> bool:
+    """Whether a sequence has its channels last in memory."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def _of_rows(module: GraphModule, conv: Convolution, site: Site, kernel: Kernel) -> dict[str, Call]:
+    """Those of sequences, for which compiled code calls torch's operator; what has to be copied is part of ours."""
+    weight, (x, residual) = constant(module, conv.weight), _drawn(site, torch.contiguous_format)
+    assert weight is not None
+    if any(low != high for low, high in conv.padding):
+        raise ValueError(f"torch pads both sides alike, not by {conv.padding}")
+    settings = conv.stride, [low for low, _ in conv.padding], conv.dilation, conv.groups
+    last = is_last(value(site.input))
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+
+    def native() -> Tensor:
+        rows = [None if one is None else _row(one) for one in (x, residual)]
+        assert rows[0] is not None
+        found = kernel(rows[0], rows[1]).squeeze(2)
+        return found if last else found.contiguous()
+
+    return {"library": lambda: torch.conv1d(x, weight, site.bias, *settings), "native": native}
+
+
+def _row(x: Tensor) -> Tensor:
+    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
 def _drawn(site: Site, layout: torch.memory_format) -> tuple[Tensor, Tensor | None]:

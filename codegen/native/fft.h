@@ -240,9 +240,9 @@ struct Plane {
 struct Signals {
   float* data;
   int64_t channels, rows, columns;
-  bool last;  // channels are last
+  int64_t pitch;  // from place to place where channels are last, else 0
 
-  int64_t size() const { return channels * rows * columns; }
+  int64_t size() const { return (pitch ? pitch : channels) * rows * columns; }
 };
 
 // VL x VL floats, the other way round.
@@ -336,10 +336,10 @@ class FftConvolution {
   }
 
   static void read(cvec* row, vec cvec::*part, Signals from, int64_t channel, int64_t y) {
-    if (from.last) {
-      const float* at = from.data + y * from.columns * from.channels + channel;
+    if (from.pitch) {
+      const float* at = from.data + y * from.columns * from.pitch + channel;
       const Lanes lanes(from.channels - channel);
-      for (int64_t x = 0; x < from.columns; x++, at += from.channels) row[x].*part = load(at, lanes);
+      for (int64_t x = 0; x < from.columns; x++, at += from.pitch) row[x].*part = load(at, lanes);
       return;
     }
     const int64_t count = std::min<int64_t>(from.channels - channel, VL), apart = from.rows * from.columns;
@@ -364,10 +364,10 @@ class FftConvolution {
   }
 
   static void write(const cvec* row, vec cvec::*part, Signals to, int64_t channel, int64_t y, int64_t stride) {
-    if (to.last) {
-      float* at = to.data + y * to.columns * to.channels + channel;
+    if (to.pitch) {
+      float* at = to.data + y * to.columns * to.pitch + channel;
       const Lanes lanes(to.channels - channel);
-      for (int64_t x = 0; x < to.columns; x++, at += to.channels) store(at, row[x * stride].*part, lanes);
+      for (int64_t x = 0; x < to.columns; x++, at += to.pitch) store(at, row[x * stride].*part, lanes);
       return;
     }
     const int64_t count = std::min<int64_t>(to.channels - channel, VL), apart = to.rows * to.columns;

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from codegen.native.operators import KINDS, operator
+from codegen.native.transforms import pitch
 from rewrite.lowering import called
 from rewrite.strides import reads_strides
 
@@ -47,7 +48,7 @@ class Layouts:
         if node.target is _FFT:
             signal: Any = node.args[0]
             found = signal.meta["val"]
-            if not found.is_contiguous() and not found.movedim(1, -1).is_contiguous():
+            if pitch(found) is None:
                 node.update_arg(0, self._copied(node, signal, _in_layout(found.shape, torch.contiguous_format)))
         layout, places = _LAYOUTS.get(node.target, (torch.contiguous_format, ()))
         for place in places:

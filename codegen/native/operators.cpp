@@ -177,7 +177,7 @@ std::vector<Tensor> sequence(std::vector<Tensor> images, Tensor weights, Tensor 
   return results;
 }
 
-// [N, C, L] or [N, C, H, W], with channels behind the batch or last.
+// [N, C, L] or [N, C, H, W].
 Signals signals(const Tensor& x) {
   const int64_t dims = x.dim();
   if (dims != 3 && dims != 4) throw std::invalid_argument("signals have three or four dimensions");
@@ -188,10 +188,12 @@ Signals signals(const Tensor& x) {
       if (x.size(i) > 1 && x.stride(i) != strides[i]) return false;
     return true;
   };
-  const bool first = lies({c * h * w, h * w, w, 1});
-  if (!first && !lies({c * h * w, 1, w * c, c}))
-    throw std::invalid_argument("native transforms take signals that are dense, with channels behind the batch or last");
-  return {static_cast<float*>(x.data_ptr()), c, h, w, !first};
+  float* data = static_cast<float*>(x.data_ptr());
+  if (lies({c * h * w, h * w, w, 1})) return {data, c, h, w, 0};
+  const int64_t pitch = w > 1 ? x.stride(dims - 1) : h > 1 ? x.stride(2) : c;  // they may be some of more channels
+  if (pitch < c || !lies({h * w * pitch, 1, w * pitch, pitch}))
+    throw std::invalid_argument("native transforms take signals with channels behind the batch, densely, or last");
+  return {data, c, h, w, pitch};
 }
 
 // `kernel`: [channels, rows, columns].
@@ -201,7 +203,7 @@ Tensor pack_fft(Tensor kernel) {
   const int64_t count = FftConvolution::packed(plane, channels);
   weights(kernel, channels * rows * columns, "the kernel");
   Tensor packed = empty({count}, {1}, count, true);
-  FftConvolution(plane).pack({writable(kernel), channels, rows, columns, false}, writable(packed));
+  FftConvolution(plane).pack({writable(kernel), channels, rows, columns, 0}, writable(packed));
   return packed;
 }
 
@@ -214,10 +216,10 @@ Tensor fft_convolution(Tensor x, Tensor packed, std::vector<int64_t> geometry) {
   if (in.rows > geometry[0] || in.columns > geometry[1] || (rows - 1) * geometry[4] >= geometry[0] ||
       (columns - 1) * geometry[5] >= geometry[1])
     throw std::invalid_argument("signals and results have to lie on the circle");
-  Signals out{nullptr, in.channels, rows, columns, in.last};
   const int64_t c = in.channels;
+  Signals out{nullptr, c, rows, columns, in.pitch ? c : 0};
   std::vector<int64_t> sizes{images, c, rows, columns};
-  std::vector<int64_t> strides = in.last ? std::vector<int64_t>{out.size(), 1, columns * c, c}
+  std::vector<int64_t> strides = in.pitch ? std::vector<int64_t>{out.size(), 1, columns * c, c}
                                          : std::vector<int64_t>{out.size(), rows * columns, columns, 1};
   if (x.dim() == 3) sizes.erase(sizes.begin() + 2), strides.erase(strides.begin() + 2);
   Tensor result = empty(sizes, strides, images * out.size(), geometry[6] != 0);

@@ -8,8 +8,9 @@ kernel, the place of the activation in :data:`ACTIVATIONS`, and whether the resu
 up to a multiple of 16, each with its bias, and gives an image that convolutions read; its ``geometry`` is the hidden
 channels and both activations. ``native_sequence`` runs the steps of :mod:`codegen.native.sequences` over
 images, with so many floats of memory; its ``shapes`` are ``[N, C, H, W]`` of each result, and whether it leaves.
-``native_fft_convolution`` takes ``[N, C, L]`` or ``[N, C, H, W]``, contiguous or with channels last, and gives the
-like; its ``geometry`` is ``[rows, columns]`` of the circle and of the result, ``[stride]``, and whether that leaves.
+``native_fft_convolution`` takes ``[N, C, L]`` or ``[N, C, H, W]``, contiguous or with channels last, where they may be
+some of more channels, and gives the like, densely; its ``geometry`` is ``[rows, columns]`` of the circle and of the
+result, ``[stride]``, and whether that leaves.
 """
 
 from __future__ import annotations

@@ -30,6 +30,9 @@ _BY_TARGET: dict[Any, str] = {
 _LEAST_COLUMNS = 8
 """Groups with fewer results leave most of a vector empty."""
 
+_LONGEST = 128
+"""Taps along one dimension: of more of them there are sums that are faster."""
+
 Layer: TypeAlias = Convolution | Linear | WinogradConvolution
 
 
@@ -39,7 +42,7 @@ class Site:
 
     Attributes:
         layer: a convolution, plain or by Winograd's algorithm, or a linear layer.
-        input: what it reads, ``[N, C, H, W]``, or ``[*, C]``.
+        input: what it reads, ``[N, C, H, W]``, ``[N, C, L]``, which is an image of one row, or ``[*, C]``.
         bias: ``[O]`` or None.
         residual: what is added before the activation, or None.
         activation: one of :data:`codegen.native.operators.ACTIVATIONS`.
@@ -52,6 +55,11 @@ class Site:
     residual: Node | None
     activation: str
     node: Node
+
+    @property
+    def is_row(self) -> bool:
+        """Whether it is a convolution of sequences."""
+        return isinstance(self.layer, Convolution) and self.layer.dims == 1
 
     def kernel(self, module: GraphModule) -> Kernel:
         """The kernel with its weights."""
@@ -70,8 +78,11 @@ class Site:
             matrix = weight if self.layer.stored_transposed else weight.t()
             return Kernel("linear", packed_matrix(matrix), self.bias, numbers)
         conv = self.layer
-        low = [pair[0] for pair in conv.padding]
-        numbers = geometry(result, conv.kernel, conv.stride, low, conv.dilation, self.activation, conv.groups)
+        if conv.dims == 1:
+            result, weight = [*result[:2], 1, result[2]], weight.unsqueeze(2)
+        zeros = _plane(tuple(pair[0] for pair in conv.padding), 0)
+        window = _plane(conv.kernel, 1), _plane(conv.stride, 1), zeros, _plane(conv.dilation, 1)
+        numbers = geometry(result, *window, self.activation, conv.groups)
         if _is_depthwise(conv):
             return Kernel("depthwise", packed_depthwise(weight), self.bias, numbers)
         return Kernel("convolution", packed_dense(weight, conv.groups), self.bias, numbers)
@@ -128,9 +139,16 @@ def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
         return False
     if isinstance(layer, Linear):
         return True
-    if layer.dims != 2 or layer.transposed or not layer.batched or is_bound(layer):
+    if layer.dims > 2 or layer.transposed or not layer.batched or is_bound(layer):
+        return False
+    if layer.dims == 1 and layer.kernel[0] > _LONGEST:
         return False
     return _is_depthwise(layer) or layer.groups == 1 or layer.out_channels // layer.groups >= _LEAST_COLUMNS
+
+
+def _plane(sizes: tuple[int, ...], filling: int) -> tuple[int, ...]:
+    """Rows and columns, of which sequences have the latter only."""
+    return (filling,) * (2 - len(sizes)) + sizes
 
 
 def _is_depthwise(layer: Convolution) -> bool:
@@ -191,8 +209,9 @@ def _vector(module: GraphModule, node: Node, layer: Layer) -> Tensor | None:
     found = constant(module, node)
     if found is None or not fits(found):
         return None
-    channels = value(layer.node).shape[-1 if isinstance(layer, Linear) else 1]
-    spread = (channels,) if isinstance(layer, Linear) else (channels, 1, 1)
+    shape = value(layer.node).shape
+    channels = shape[-1 if isinstance(layer, Linear) else 1]
+    spread = (channels,) if isinstance(layer, Linear) else (channels, *[1] * (len(shape) - 2))
     if found.numel() != channels or tuple(found.shape[-len(spread) :]) != spread:
         return None
     return found.reshape(-1).contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codegen.native.operators import operator, pack_fft
 from codegen.native.sites import constant, fits
-from rewrite.ops import Product, Slice, Transform, is_tensor, value, view_as
+from rewrite.ops import Pad, Product, Slice, Transform, is_tensor, value, view_as
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -32,6 +32,7 @@ class CircularConvolution:
         input: ``[N, C, *size]``; as many dimensions, one or two of them transformed.
         spectrum: what the spectrum of the input is multiplied with, ``[C, *frequencies]`` or what broadcasts to that.
         points: of the circle, along each dimension.
+        shift: how many zeros stand before the input along each dimension.
         stride: each so many-th point is kept, from the first on.
     """
 
@@ -39,12 +40,13 @@ class CircularConvolution:
     input: Node
     spectrum: Node
     points: tuple[int, ...]
+    shift: tuple[int, ...]
     stride: tuple[int, ...]
 
     def described(self) -> str:
         """What is timed, as text: equal where the time is."""
         shapes = f"{tuple(value(self.input).shape)} {tuple(value(self.node).shape)}"
-        return f"native fft {shapes} on {self.points} by {self.stride}, channels last: {self._is_last}"
+        return f"native fft {shapes} on {self.points} by {self.stride}, places {self._pitch} apart"
 
     def contenders(self, module: GraphModule) -> dict[str, Callable[[], Tensor]]:
         """Torch's transforms, ``"library"``, and ours, ``"native"``, on drawn values."""
@@ -64,6 +66,7 @@ class CircularConvolution:
         frequencies = (*self.points[:-1], self.points[-1] // 2 + 1)
         spectrum = spectrum.reshape(-1, *spectrum.shape[spectrum.dim() - len(frequencies) :])
         kernel = torch.fft.irfftn(spectrum.expand(value(self.input).shape[1], *frequencies), self.points, dims)
+        kernel = kernel.roll(self.shift, dims)
         return pack_fft(kernel.float().reshape(kernel.shape[0], *_plane(self.points)))
 
     def geometry(self, leaves: bool) -> list[int]:
@@ -72,13 +75,15 @@ class CircularConvolution:
         return [*_plane(self.points), *_plane(size), *_plane(self.stride), int(leaves)]
 
     @property
-    def _is_last(self) -> bool:
-        found = value(self.input)
-        return not found.is_contiguous() and found.movedim(1, -1).is_contiguous()
+    def _pitch(self) -> int:
+        return pitch(value(self.input)) or 0
 
     def _drawn(self) -> Tensor:
-        drawn = torch.randn(tuple(value(self.input).shape), generator=torch.Generator("cpu").manual_seed(0))
-        return drawn.movedim(1, -1).contiguous().movedim(-1, 1) if self._is_last else drawn
+        batch, channels, *size = value(self.input).shape
+        generator = torch.Generator("cpu").manual_seed(0)
+        if self._pitch:
+            return torch.randn((batch, *size, self._pitch), generator=generator).movedim(-1, 1)[:, :channels]
+        return torch.randn((batch, channels, *size), generator=generator)
 
 
 def circular_convolutions(module: GraphModule) -> list[CircularConvolution]:
@@ -101,9 +106,21 @@ def _found(module: GraphModule, node: Node) -> CircularConvolution | None:
         known = constant(module, kernel) if is_tensor(kernel) else None  # type: ignore[arg-type]
         if forth is not None and known is not None and _belong(forth, back, known):
             points: Any = back.sizes
+            x, shift = _unpadded(forth)
             end, stride = _kept(node, len(points))
-            return CircularConvolution(end, forth.input, kernel, tuple(points), stride)  # type: ignore[arg-type]
+            return CircularConvolution(end, x, kernel, tuple(points), shift, stride)  # type: ignore[arg-type]
     return None
+
+
+def _unpadded(forth: Transform) -> tuple[Node, tuple[int, ...]]:
+    """What is transformed without the zeros around it, and how many of them stand before it along each dimension."""
+    pad, dims = view_as(forth.input, Pad), len(forth.dims)
+    if pad is None or pad.mode != "constant" or pad.fill != 0 or len(pad.node.users) != 1:
+        return forth.input, (0,) * dims
+    amounts = [(0, 0)] * (dims - len(pad.amounts)) + list(pad.amounts)
+    if len(amounts) != dims or any(amount < 0 for pair in amounts for amount in pair) or not fits(value(pad.input)):
+        return forth.input, (0,) * dims
+    return pad.input, tuple(low for low, _ in amounts)
 
 
 def _belong(forth: Transform, back: Transform, kernel: Tensor) -> bool:
@@ -153,6 +170,23 @@ def _of(module: GraphModule, node: Node) -> Tensor:
     found = constant(module, node)
     assert found is not None
     return found
+
+
+def pitch(x: Tensor) -> int | None:
+    """From place to place of signals with channels last, which may be some of more channels.
+
+    0 where what belongs to a channel lies together; None where it is neither, and has to be copied.
+    """
+    if x.is_contiguous():
+        return 0
+    found = x.stride(-1) if x.shape[-1] > 1 else x.shape[1]
+    wanted, step = [], found
+    for size in reversed(x.shape[2:]):
+        wanted.append(step)
+        step *= size
+    strides = [step, 1, *reversed(wanted)]
+    fits_ = all(size == 1 or stride == want for size, stride, want in zip(x.shape, x.stride(), strides, strict=True))
+    return found if fits_ and found >= x.shape[1] else None
 
 
 def put(module: GraphModule, site: CircularConvolution, x: Node, number: int, leaves: bool) -> Node:

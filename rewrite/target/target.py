@@ -84,7 +84,7 @@ class Target:
 
         Args:
             what: what is measured, as text that is the same in every process and tells it from everything else.
-            contenders: calls by name; the first one is timed twice in every round.
+            contenders: calls by name; the fastest one is timed twice in every round.
 
         Returns:
             None on a machine that is too busy to tell.

@@ -98,6 +98,22 @@ class Shared(nn.Module):
         return y.transpose(2, 3), z + z, self.b(x.new_ones(2, 6, 5, 5))
 
 
+class Rows(nn.Module):
+    """Convolutions of sequences [N, L, C] and of what they give, with sums, strides, dilation and groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.each = nn.Conv1d(12, 16, 1), nn.Conv1d(16, 16, 5, padding=4, dilation=2, groups=16)
+        self.leave, self.last = nn.Conv1d(16, 12, 1), nn.Conv1d(12, 16, 3, stride=2, groups=2, bias=False)
+        self.bias = nn.Parameter(torch.randn(16, 1))
+
+    def forward(self, x):
+        rows = x.transpose(1, 2)
+        y = F.silu(self.each(self.enter(rows)))
+        y = self.leave(y) + rows
+        return y.transpose(1, 2), F.relu(self.last(y) + self.bias)
+
+
 @needs_native
 @pytest.mark.parametrize(("model", "shape", "kinds"), [
     (Residual(), (2, 8, 9, 11), ["convolution", "convolution", "depthwise"]),
@@ -107,7 +123,10 @@ class Shared(nn.Module):
     (nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), (1, 4, 9, 9),
      ["convolution"]),
     (nn.Sequential(nn.Conv2d(6, 16, 3, groups=2), nn.ReLU()), (2, 6, 9, 7), ["convolution"]),
-    (nn.Conv1d(4, 4, 3), (1, 4, 9), []),
+    (nn.Conv1d(4, 4, 3), (1, 4, 9), ["convolution"]),
+    (Rows(), (2, 21, 12), ["convolution", "depthwise", "convolution", "convolution"]),
+    (nn.Conv1d(2, 2, 140, padding=70, groups=2), (1, 2, 150), []),
+    (nn.Conv3d(4, 4, 3), (1, 4, 5, 5, 5), []),
     (nn.Sequential(nn.Conv2d(4, 4, (1, 3), padding="same"), nn.ReLU6(), nn.GELU()), (1, 4, 5, 9), ["convolution"]),
 ])  # fmt: skip
 def test_kernels_are_bound(model, shape, kinds):
@@ -166,15 +185,19 @@ def test_the_slower_kernel_is_left():
 @needs_native
 def test_contests_time_the_same_computation():
     """Both sides of a measurement give the result of the site, whatever is done along."""
-    for model in (Residual(), Gated(), nn.Conv2d(4, 6, 3, bias=False), nn.Linear(15, 7), nn.Linear(15, 7, bias=False)):
+    assert native.available()
+    for model in (Residual(), Gated(), nn.Conv2d(4, 6, 3, bias=False), nn.Linear(15, 7), nn.Linear(15, 7, bias=False),
+                  Rows(), nn.Conv1d(12, 8, 3, padding=1)):  # fmt: skip
         channels = 4 if isinstance(model, nn.Conv2d) else 3 if isinstance(model, Gated) else 8
-        x = torch.randn(2, channels, 15, 15)
+        rows = {Rows: (2, 15, 12), nn.Conv1d: (2, 12, 15)}
+        x = torch.randn(rows.get(type(model), (2, channels, 15, 15)))
         module = module_of(model, x)
         record(module, (x,))
         for site in sites(module):
             calls = contenders(module, site)
             new, old = calls["native"](), calls["library"]()
-            if site.residual is None or site.activation in ("", "relu"):
+            along = site.residual is not None, site.activation
+            if along == (False, "") or (not site.is_row and (not along[0] or along[1] in ("", "relu"))):
                 torch.testing.assert_close(new.reshape(old.shape), old, rtol=1e-4, atol=1e-5)
 
 

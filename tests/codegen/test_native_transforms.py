@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ def test_they_agree_with_float64(data: st.DataObject) -> None:
     kept = [data.draw(st.integers(1, (n - 1) // s + 1)) for n, s in zip(points, stride, strict=True)]
     batch, channels = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 3, 16, 17, 40, 64]))
     x = laid_out(torch.randn(batch, channels, *size), data.draw(st.booleans()))
+    if data.draw(st.booleans()):
+        x = laid_out(torch.randn(batch, channels + 5, *size), True)[:, 2 : channels + 2]
     kernel = torch.randn(channels, *points) * data.draw(st.sampled_from([0.01, 1, 30]))
     wanted = circular(x, kernel, points)
     for dim, (s, n) in enumerate(zip(stride, kept, strict=True), start=2):
@@ -117,18 +120,23 @@ class Filter(nn.Module):
     def forward(self, x: Tensor) -> Any:
         norm = "ortho" if self.departure in ("ortho", "norms") else "backward"
         dims = tuple(range(-self.dims, 0))
+        length = x.shape[-1]
+        if self.departure in ("padded", "filled"):
+            x = F.pad(x, (3, 2) * self.dims, value=float(self.departure == "filled"))
+        if self.departure == "part":
+            x = x[:, :5]
         spectrum = torch.fft.rfftn(self.kernel, dim=dims)
         transformed = torch.fft.rfftn(x, self.points, dims, norm=norm)
         product = spectrum * transformed if self.departure == "reversed" else transformed * spectrum
         other = "backward" if self.departure == "norms" else norm
         y = torch.fft.irfftn(product, self.points, dims, norm=other)
         if self.departure == "strided":
-            return y[..., : x.shape[-1] : 2]
+            return y[..., :length:2]
         if self.departure == "tail":
             return y[..., 3:]
         if self.departure == "read again":
             return y, transformed
-        return y[..., : x.shape[-1]]
+        return y[..., :length]
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -136,10 +144,11 @@ class Filter(nn.Module):
     (Filter(), True), (Filter("reversed"), True), (Filter("ortho"), True), (Filter("norms"), False),
     (Filter("prime"), False), (Filter("odd"), True), (Filter("strided"), True), (Filter("tail"), True),
     (Filter("read again"), False), (Filter("shared"), True), (Filter("per image"), False), (Filter(dims=2), True),
-    (Filter("strided", dims=2), True), (Filter("rows", dims=2), True),
+    (Filter("strided", dims=2), True), (Filter("rows", dims=2), True), (Filter("padded"), True),
+    (Filter("padded", dims=2), True), (Filter("filled"), True), (Filter("part"), True), (Filter("part", dims=2), True),
 ])  # fmt: skip
 def test_where_they_are_called(model: Filter, bound: bool, last: bool) -> None:
-    x = laid_out(torch.randn(2, 5, *(8, 12)[-model.dims :]), last)
+    x = laid_out(torch.randn(2, 9 if model.departure == "part" else 5, *(8, 12)[-model.dims :]), last)
     program = optimize(model.eval(), x, pipeline="simplify, fold-constants", lower="eager", tune="off").graph_module
     module = module_of(program, x)
     record(module, (x,))
