@@ -106,9 +106,21 @@ def test_a_busy_machine_tells_nothing(clock: list[float]):
     assert settled({"a": machine.call("a", 0.01)}, rounds=3, seconds=1e9) is None
 
 
-def test_what_is_hopeless_is_run_twice(clock: list[float]):
+def test_what_is_hopeless_is_run_four_times(clock: list[float]):
     machine = Machine(clock)
     found = settled({"a": machine.call("a", 0.01), "b": machine.call("b", 0.1)}, rounds=3, hopeless=5)
     assert found is not None
-    assert machine.calls.count("b") == 2
+    assert machine.calls.count("b") == 4
     assert found.timings["b"].median == pytest.approx(100)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_one_disturbed_run_makes_nothing_hopeless(clock: list[float], first: str):
+    machine = Machine(clock)
+    calls = {"a": machine.call("a", 0.010), "b": machine.call("b", 0.012)}
+    # the second run of the first one: something else was running
+    machine.busy = itertools.chain([1.0, 50.0], itertools.repeat(1.0))
+    found = settled({first: calls.pop(first), **calls}, rounds=3, hopeless=3)
+    assert found is not None
+    assert found.timings["a"].median == pytest.approx(10)
+    assert found.timings["b"].median == pytest.approx(12)

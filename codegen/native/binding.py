@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,8 +44,8 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
 
     Squeeze-and-excitation is not timed: what is there instead makes the same passes over memory, in four calls.
     Winograd's algorithm was chosen before, by the time that it takes with our kernel, and no other one has it in one
-    pass: it is bound wherever kernels can be compiled. What they read is copied to channels last where it is not in
-    that layout.
+    pass: it is bound wherever kernels can be compiled. What they read is copied where it is not in a layout that they
+    take.
 
     Args:
         module: as :func:`rewrite.lowering.flat_module` gives it; its weights are attributes. Changed.
@@ -86,7 +87,8 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
 
 def _leaves(user: Node) -> bool:
     """Whether a reader hands the memory of what it reads to the caller."""
-    if isinstance(user.target, torch._ops.OpOverload) and user.target.is_view:
+    is_view = isinstance(user.target, torch._ops.OpOverload) and user.target.is_view
+    if is_view or user.target is getitem:
         return any(map(_leaves, user.users))
     return user.op == "output"
 
@@ -107,7 +109,8 @@ def faster(module: GraphModule, site: Site, target: Target | None, ends: float) 
     found = _measured(target, described(site), lambda: contenders(module, site), site.node, ends)
     if found is None:
         return None
-    least = 1 + max(found.noise, MARGIN) if isinstance(site.layer, Linear) else 1 - TIE
+    alone = isinstance(site.layer, Linear) or site.is_row
+    least = 1 + max(found.noise, MARGIN) if alone else 1 - TIE
     return site.kernel(module) if found.ms["native"] * least < found.ms["library"] else None
 
 
@@ -154,7 +157,6 @@ def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls
     if site.is_row:
         with graph.inserting_after(call):
             result = graph.call_function(aten.squeeze.dim, (call, 2))
-    own = {call, x, residual}
-    site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in own)
+    site.node.replace_all_uses_with(result)
     result.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
     return result

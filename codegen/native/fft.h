@@ -1,7 +1,7 @@
-// Depthwise convolutions on a circle by fast Fourier transforms, for as many channels at once as a vector has floats. Two
-// such blocks of channels are the real and the imaginary part of one transform. Nothing is put in order: the product
-// with the kernel's spectrum is taken where frequencies lie after a transform that decimates in frequency, and the one
-// back decimates in time ("Inside the FFT Black Box", Chu and George 2000).
+// Depthwise convolutions on a circle by fast Fourier transforms, for as many channels at once as a vector has floats.
+// Neighbours in a row are the real and the imaginary part of one number, so that transforms have half as many points.
+// Nothing is put in order: the product with the kernel's spectrum is taken where frequencies lie after a transform that
+// decimates in frequency, and the one back decimates in time ("Inside the FFT Black Box", Chu and George 2000).
 #pragma once
 
 #include <algorithm>
@@ -207,31 +207,41 @@ class Line {
   std::vector<float> twiddles_;
 };
 
-// Transforms of one size, [rows, columns].
+// Transforms of one size: rows of pairs of real numbers.
 struct Plane {
+  // Where a frequency and its negative lie, and the turn by twice a column's angle.
+  struct Opposite {
+    int32_t place, negative;
+    float cosine, sine;
+  };
+
   Line down, across;
   int64_t pitch;  // an odd distance of rows, so that a column does not meet itself in the cache
-  std::vector<std::pair<int32_t, int32_t>> opposite;  // where a frequency and its negative lie, each pair once
+  std::vector<Opposite> opposite;  // each pair of frequencies once
 
-  Plane(int64_t rows, int64_t columns) : down(rows), across(columns), pitch(columns | 1) {
-    std::vector<int32_t> negative(rows * pitch, -1);
-    const auto at = [&](int64_t u, int64_t v) { return down.place(u) * pitch + across.place(v); };
+  Plane(int64_t rows, int64_t pairs) : down(rows), across(pairs), pitch(pairs | 1) {
+    std::vector<Opposite> found(rows * pitch, {0, -1, 0, 0});
+    const auto at = [&](int64_t u, int64_t v) { return static_cast<int32_t>(down.place(u) * pitch + across.place(v)); };
     for (int64_t u = 0; u < rows; u++)
-      for (int64_t v = 0; v < columns; v++)
-        negative[at(u, v)] = static_cast<int32_t>(at((rows - u) % rows, (columns - v) % columns));
-    for (size_t place = 0; place < negative.size(); place++)
-      if (negative[place] >= static_cast<int32_t>(place)) opposite.emplace_back(place, negative[place]);
+      for (int64_t v = 0; v < pairs; v++) {
+        const double angle = -2 * M_PI * static_cast<double>(v) / static_cast<double>(pairs);
+        found[at(u, v)] = {at(u, v), at((rows - u) % rows, (pairs - v) % pairs), static_cast<float>(std::cos(angle)),
+                           static_cast<float>(std::sin(angle))};
+      }
+    for (const Opposite& one : found)
+      if (one.negative >= one.place) opposite.push_back(one);
   }
 
   int64_t size() const { return down.points() * pitch; }
 
   // Kept for ever: a program has a few.
   static const Plane& of(int64_t rows, int64_t columns) {
+    if (columns % 2) throw std::invalid_argument("a circle has an even number of columns");
     static std::mutex mutex;
     static auto* known = new std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Plane>>;
     const std::lock_guard<std::mutex> lock(mutex);
     auto& found = (*known)[{rows, columns}];
-    if (!found) found = std::make_unique<Plane>(rows, columns);
+    if (!found) found = std::make_unique<Plane>(rows, columns / 2);
     return *found;
   }
 };
@@ -257,33 +267,36 @@ inline void transpose(vec (&x)[VL]) {
     for (int i = 0; i < VL; i++)
       if (!(i & step)) {
         const vec a = x[i], b = x[i + step];
+#if defined(__clang__)
+        for (int k = 0; k < VL; k++) {
+          x[i][k] = low[k] < VL ? a[low[k]] : b[low[k] - VL];
+          x[i + step][k] = high[k] < VL ? a[high[k]] : b[high[k] - VL];
+        }
+#else
         x[i] = __builtin_shuffle(a, b, low), x[i + step] = __builtin_shuffle(a, b, high);
+#endif
       }
   }
 }
 
 class FftConvolution {
  public:
-  // For each pair of blocks of channels and each pair of opposite frequencies: half the sum and half the difference of
-  // both kernels' spectra, divided by the number of points.
-  static int64_t packed(const Plane& plane, int64_t channels) {
-    return (blocks(channels) + 1) / 2 * static_cast<int64_t>(plane.opposite.size()) * 4 * VL;
-  }
+  // For each block of channels and each pair of opposite frequencies: the spectra of the kernel's even columns and of its
+  // odd ones, with all factors.
+  static int64_t packed(const Plane& plane, int64_t channels) { return blocks(channels) * spectrum(plane); }
 
   explicit FftConvolution(const Plane& plane) : plane_(plane) {}
 
   void pack(Signals kernel, float* to) const {
     thread_local Scratch scratch;
     cvec* z = take(scratch);
-    const int64_t count = blocks(kernel.channels);
     const float scale = 0.25f / static_cast<float>(plane_.down.points() * plane_.across.points());
-    for (int64_t block = 0; block < count; block += 2) {
-      // a block without another one has the same kernel twice: two images are its pair
-      enter(z, kernel, block, kernel, std::min(block + 1, count - 1));
+    for (int64_t block = 0; block < blocks(kernel.channels); block++) {
+      enter(z, kernel, block * VL);
       forth(z, kernel.rows);
-      for (const auto& [p, q] : plane_.opposite) {
-        const cvec s = z[p], t = conj(z[q]), a = s + t, b = turned<false>(s - t);
-        const cvec both[2] = {(a + b) * scale, (a - b) * scale};
+      for (const auto& [p, q, c, s] : plane_.opposite) {
+        const auto [even, odd] = parts(z[p], z[q]);
+        const cvec both[2] = {even * scale, odd * scale};
         std::memcpy(to, both, sizeof(both));
         to += 4 * VL;
       }
@@ -292,8 +305,7 @@ class FftConvolution {
 
   // Each `stride`-th of the first results along both dimensions.
   void run(Signals in, int64_t images, const float* kernel, Signals out, int64_t stride_y, int64_t stride_x) const {
-    const int64_t count = blocks(in.channels), pairs = count / 2, odd = count % 2 * ((images + 1) / 2);
-    const int64_t tasks = pairs * images + odd, spectrum = static_cast<int64_t>(plane_.opposite.size()) * 4 * VL;
+    const int64_t tasks = blocks(in.channels) * images;
     const int threads = static_cast<int>(std::min<int64_t>(threads_for(tasks * plane_.size() * 256), tasks));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -301,21 +313,19 @@ class FftConvolution {
       cvec* z = take(scratch);
       const Range mine = share(tasks, omp_get_thread_num(), omp_get_num_threads());
       for (int64_t task = mine.begin; task < mine.end; task++) {
-        const bool paired = task < pairs * images;
-        const int64_t pair = paired ? task / images : pairs, image = paired ? task % images : 2 * (task - pairs * images);
-        const int64_t other = paired ? image : std::min(image + 1, images - 1);
-        const int64_t block = 2 * pair, second = paired ? block + 1 : block;
-        enter(z, at(in, image), block, at(in, other), second);
+        const int64_t block = task / images, image = task % images;  // a kernel is read by one image after the other
+        enter(z, at(in, image), block * VL);
         forth(z, in.rows);
-        multiply(z, kernel + pair * spectrum);
+        multiply(z, kernel + block * spectrum(plane_));
         back(z, out.rows, stride_y);
-        leave(z, at(out, image), block, at(out, other), second, stride_y, stride_x);
+        leave(z, at(out, image), block * VL, stride_y, stride_x);
       }
     }
   }
 
  private:
   static int64_t blocks(int64_t channels) { return (channels + VL - 1) / VL; }
+  static int64_t spectrum(const Plane& plane) { return static_cast<int64_t>(plane.opposite.size()) * 4 * VL; }
   static Signals at(Signals all, int64_t image) {
     all.data += image * all.size();
     return all;
@@ -323,23 +333,26 @@ class FftConvolution {
 
   cvec* take(Scratch& scratch) const { return reinterpret_cast<cvec*>(scratch.take(plane_.size() * 2 * VL)); }
 
-  void enter(cvec* z, Signals a, int64_t block_a, Signals b, int64_t block_b) const {
+  static vec& part(cvec* row, int64_t column) { return column % 2 ? row[column / 2].im : row[column / 2].re; }
+
+  void enter(cvec* z, Signals from, int64_t channel) const {
     for (int64_t y = 0; y < plane_.down.points(); y++) {
       cvec* row = z + y * plane_.pitch;
-      const int64_t filled = y < a.rows ? a.columns : 0;
-      if (filled > 0) {
-        read(row, &cvec::re, a, block_a * VL, y);
-        read(row, &cvec::im, b, block_b * VL, y);
+      int64_t filled = 0;
+      if (y < from.rows) {
+        read(row, from, channel, y);
+        filled = from.columns;
       }
-      for (int64_t x = filled; x < plane_.across.points(); x++) row[x] = cvec{};
+      if (filled % 2) part(row, filled++) = vec{};
+      for (int64_t x = filled / 2; x < plane_.across.points(); x++) row[x] = cvec{};
     }
   }
 
-  static void read(cvec* row, vec cvec::*part, Signals from, int64_t channel, int64_t y) {
+  static void read(cvec* row, Signals from, int64_t channel, int64_t y) {
     if (from.pitch) {
       const float* at = from.data + y * from.columns * from.pitch + channel;
       const Lanes lanes(from.channels - channel);
-      for (int64_t x = 0; x < from.columns; x++, at += from.pitch) row[x].*part = load(at, lanes);
+      for (int64_t x = 0; x < from.columns; x++, at += from.pitch) part(row, x) = load(at, lanes);
       return;
     }
     const int64_t count = std::min<int64_t>(from.channels - channel, VL), apart = from.rows * from.columns;
@@ -350,24 +363,19 @@ class FftConvolution {
       for (int64_t i = 0; i < count; i++) some[i] = load(at + i * apart + x, lanes);
       transpose(some);
       const int64_t end = std::min<int64_t>(from.columns - x, VL);
-      for (int64_t i = 0; i < end; i++) row[x + i].*part = some[i];
+      for (int64_t i = 0; i < end; i++) part(row, x + i) = some[i];
     }
   }
 
-  void leave(const cvec* z, Signals a, int64_t block_a, Signals b, int64_t block_b, int64_t stride_y,
-             int64_t stride_x) const {
-    for (int64_t y = 0; y < a.rows; y++) {
-      const cvec* row = z + y * stride_y * plane_.pitch;
-      write(row, &cvec::re, a, block_a * VL, y, stride_x);
-      if (b.data != a.data || block_a != block_b) write(row, &cvec::im, b, block_b * VL, y, stride_x);
-    }
+  void leave(cvec* z, Signals to, int64_t channel, int64_t stride_y, int64_t stride_x) const {
+    for (int64_t y = 0; y < to.rows; y++) write(z + y * stride_y * plane_.pitch, to, channel, y, stride_x);
   }
 
-  static void write(const cvec* row, vec cvec::*part, Signals to, int64_t channel, int64_t y, int64_t stride) {
+  static void write(cvec* row, Signals to, int64_t channel, int64_t y, int64_t stride) {
     if (to.pitch) {
       float* at = to.data + y * to.columns * to.pitch + channel;
       const Lanes lanes(to.channels - channel);
-      for (int64_t x = 0; x < to.columns; x++, at += to.pitch) store(at, row[x * stride].*part, lanes);
+      for (int64_t x = 0; x < to.columns; x++, at += to.pitch) store(at, part(row, x * stride), lanes);
       return;
     }
     const int64_t count = std::min<int64_t>(to.channels - channel, VL), apart = to.rows * to.columns;
@@ -375,7 +383,7 @@ class FftConvolution {
     for (int64_t x = 0; x < to.columns; x += VL) {
       vec some[VL] = {};
       const int64_t end = std::min<int64_t>(to.columns - x, VL);
-      for (int64_t i = 0; i < end; i++) some[i] = row[(x + i) * stride].*part;
+      for (int64_t i = 0; i < end; i++) some[i] = part(row, (x + i) * stride);
       transpose(some);
       const Lanes lanes(to.columns - x);
       for (int64_t i = 0; i < count; i++) store(at + i * apart + x, some[i], lanes);
@@ -395,14 +403,26 @@ class FftConvolution {
     for (int64_t y = 0; y < rows; y++) plane_.across.run<true>(z + y * stride * plane_.pitch, 1);
   }
 
-  // z is a + ib: with s of a frequency and t, conjugate, of its negative, a's part is (s + t) / 2 and b's (s - t) / 2i.
+  struct Parts {
+    cvec even, odd;
+  };
+
+  // Twice the spectra of even and of odd columns, from the number at a frequency and the one at its negative.
+  static Parts parts(cvec here, cvec there) {
+    const cvec s = here, t = conj(there);
+    return {s + t, turned<false>(s - t)};
+  }
+
+  // The product of polynomials in two halves: what is odd twice is even, one further.
   void multiply(cvec* z, const float* kernel) const {
-    for (const auto& [p, q] : plane_.opposite) {
-      const cvec sum{load(kernel), load(kernel + VL)}, difference{load(kernel + 2 * VL), load(kernel + 3 * VL)};
+    for (const auto& [p, q, c, s] : plane_.opposite) {
+      const cvec even{load(kernel), load(kernel + VL)}, odd{load(kernel + 2 * VL), load(kernel + 3 * VL)};
       kernel += 4 * VL;
-      const cvec s = z[p], t = conj(z[q]);
-      z[q] = conj(s * difference + t * sum);
-      z[p] = s * sum + t * difference;
+      const Parts x = parts(z[p], z[q]);
+      const cvec twice = x.odd * odd, turn{twice.re * c - twice.im * s, twice.re * s + twice.im * c};
+      const cvec a = x.even * even + turn, b = turned<true>(x.even * odd + x.odd * even);
+      z[q] = conj(a - b);
+      z[p] = a + b;
     }
   }
 

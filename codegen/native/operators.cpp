@@ -43,8 +43,14 @@ Tensor empty(const Image& image, bool leaves) {
   return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, n * h * w * c, leaves);
 }
 
+void require_floats(const Tensor& x) {
+  if (x.scalar_type() != torch::headeronly::ScalarType::Float)
+    throw std::invalid_argument("native kernels take float32");
+}
+
 // The sizes of a tensor with channels last, [N, C, H, W].
 Image image(const Tensor& x) {
+  require_floats(x);
   const Image image{x.size(0), x.size(2), x.size(3), x.size(1)};
   const std::array<int64_t, 4> wanted{image.height * image.width * image.channels, 1, image.width * image.channels,
                                       image.channels};
@@ -121,6 +127,8 @@ Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); i++) rows *= sizes[i];
   sizes.back() = out.channels;
+  require_floats(x);
+  if (residual) require_floats(*residual);
   if (!x.is_contiguous() || (residual && (!residual->is_contiguous() || residual->numel() != rows * out.channels)))
     throw std::invalid_argument("native linear layers take rows that lie one behind the other, densely");
   std::vector<int64_t> strides(sizes.size(), 1);
@@ -180,6 +188,7 @@ std::vector<Tensor> sequence(std::vector<Tensor> images, Tensor weights, Tensor 
 // [N, C, L] or [N, C, H, W].
 Signals signals(const Tensor& x) {
   const int64_t dims = x.dim();
+  require_floats(x);
   if (dims != 3 && dims != 4) throw std::invalid_argument("signals have three or four dimensions");
   const int64_t c = x.size(1), h = dims == 4 ? x.size(2) : 1, w = x.size(dims - 1);
   const auto lies = [&](std::array<int64_t, 4> strides) {

@@ -89,7 +89,7 @@ def _replace(module: GraphModule, run: Sequence[Node], number: int) -> None:
     where |= {node: (_RESULT, i) for i, node in enumerate(results)}
     where |= {node: (_BETWEEN, place) for node, place in places.items()}
     weights = _Weights()
-    steps = torch.tensor([_step(module, node, where, weights) for node in run], dtype=torch.int64)
+    steps = torch.tensor([_step(module, node, where, weights) for node in run], dtype=torch.int64, device="cpu")
     module.register_buffer(f"sequence_{number}_weights", torch.cat(weights.parts))
     module.register_buffer(f"sequence_{number}_steps", steps)
     shapes = [size for node in results for size in (*value(node).shape, _leaves_program(node))]

@@ -57,7 +57,13 @@ class CircularConvolution:
             whole: Tensor = torch.fft.irfftn(torch.fft.rfftn(x, self.points, dims) * spectrum, self.points, dims)
             return whole
 
-        return {"library": library, "native": lambda: operator("fft_convolution")(x, packed, geometry)}
+        copied = pitch(value(self.input)) is None
+
+        def native() -> Tensor:
+            found: Tensor = operator("fft_convolution")(x.clone() if copied else x, packed, geometry)
+            return found
+
+        return {"library": library, "native": native}
 
     def packed(self, module: GraphModule) -> Tensor:
         """The kernel's spectrum in the order in which ours reads it."""
@@ -80,10 +86,11 @@ class CircularConvolution:
 
     def _drawn(self) -> Tensor:
         batch, channels, *size = value(self.input).shape
+        last = bool(self._pitch)
+        shape = (batch, *size, self._pitch) if last else (batch, channels, *size)
         generator = torch.Generator("cpu").manual_seed(0)
-        if self._pitch:
-            return torch.randn((batch, *size, self._pitch), generator=generator).movedim(-1, 1)[:, :channels]
-        return torch.randn((batch, channels, *size), generator=generator)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        return drawn.movedim(-1, 1)[:, :channels] if last else drawn
 
 
 def circular_convolutions(module: GraphModule) -> list[CircularConvolution]:
@@ -132,6 +139,8 @@ def _belong(forth: Transform, back: Transform, kernel: Tensor) -> bool:
     if (forth.dims, back.dims) != (dims, dims) or forth.sizes != back.sizes or forth.norm != back.norm:
         return False
     if len(forth.node.users) != 1 or not all(isinstance(size, int) and _is_smooth(size) for size in forth.sizes):
+        return False
+    if forth.sizes[-1] % 2:
         return False
     if any(size > points for size, points in zip(x.shape[2:], forth.sizes, strict=True)):
         return False

@@ -57,8 +57,10 @@ class _Loaded:
 
     def ready(self) -> bool:
         """Whether they are there."""
-        if self.functions is None and self._begun and not self._failed and not _LIBRARY.working():
-            self._try(lambda: _LIBRARY.load(self._load))
+        if self.functions is None and self._begun and not self._failed:
+            self._try(_LIBRARY.begin)  # in a forked process the compiler is the parent's
+            if not _LIBRARY.working():
+                self._try(lambda: _LIBRARY.load(self._load))
         return self.functions is not None
 
     def _try(self, step: Callable[[], object]) -> None:

@@ -116,12 +116,11 @@ class Watch(Marks):
         self.ids = frozenset(map(id, watched))
         self._second: Holdings | None = None
         self._looks = 0
-        self._glance: Glance | None = None
+        self._glance: tuple[Glance, Holdings | None] | None = None  # and the second tree that it was taken of
 
     def also(self, root: nn.Module) -> None:
         """Watch what another tree holds too, but not its values."""
         self._second = Holdings(root)
-        self._glance = None
 
     def moved(self) -> bool:
         """Whether an object of the tree was replaced, or a tensor given other memory."""
@@ -137,9 +136,9 @@ class Watch(Marks):
 
     def changed(self) -> bool:
         """Whether anything is seen to have changed."""
-        glance = self._glance
-        if glance is not None:
-            return self.stale or self._attributes_changed() or glance.changed()
+        taken = self._glance
+        if taken is not None and taken[1] is self._second:
+            return self.stale or self._attributes_changed() or taken[0].changed()
         if self._looked():
             return True
         self._looks += 1
@@ -168,8 +167,8 @@ class Watch(Marks):
             self._looks = -sys.maxsize
             return
         # between the look before and the glance another thread may have written
-        if not self._looked() and self._second is second:
-            self._glance = glance
+        if not self._looked():
+            self._glance = glance, second
 
     def _attributes_changed(self) -> bool:
         return any(held.get(key) is not tensor or tensor.data_ptr() != place

@@ -50,7 +50,7 @@ class Site:
         node: the operator.
         sides: for each alternative, by the name of its rule, the fragment that computes the same.
         costs: for each layout of the inputs that there is, what each alternative takes; filled by measuring.
-        noise: the largest difference of the operator from itself in these measurements, relative.
+        noise: the largest difference of an alternative from itself in these measurements, relative.
     """
 
     node: Node

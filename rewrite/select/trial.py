@@ -25,7 +25,7 @@ class Trial:
 
     Attributes:
         before, after: milliseconds of a call, as it was and as it was selected; None where nothing could be measured.
-        noise: by how much the first differed from itself, relatively.
+        noise: by how much the faster one differed from itself, relatively.
         run: the faster one, lowered for the call.
         lowering: the seconds that lowering it took.
     """
