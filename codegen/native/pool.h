@@ -6,9 +6,9 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <new>
-#include <unordered_map>
 #include <vector>
 
 namespace torch_rewrite {
@@ -27,11 +27,13 @@ class Pool {
     bytes = (bytes + STEP - 1) / STEP * STEP;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      auto& blocks = free_[bytes];
-      if (!blocks.empty()) {
-        void* block = blocks.back();
-        blocks.pop_back();
-        kept_ -= bytes;
+      // the smallest that is large enough, unless most of it were empty
+      const auto found = free_.lower_bound(bytes);
+      if (found != free_.end() && found->first <= 2 * bytes) {
+        void* block = found->second.back();
+        found->second.pop_back();
+        kept_ -= found->first;
+        if (found->second.empty()) free_.erase(found);
         return block;
       }
     }
@@ -76,7 +78,7 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::unordered_map<int64_t, std::vector<void*>> free_;
+  std::map<int64_t, std::vector<void*>> free_;
   int64_t kept_ = 0;
 };
 
