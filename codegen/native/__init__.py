@@ -13,6 +13,7 @@ convolution is computed while its sums are in registers.
 - :mod:`codegen.native.layouts`: what readers find where results lie otherwise
 - :mod:`codegen.native.excitation`: squeeze-and-excitation, which is one call
 - :mod:`codegen.native.transforms`: depthwise convolutions in the frequency domain, which are one call
+- :mod:`codegen.native.calls`: an operator of ours in the place of a node
 - :mod:`codegen.native.binding`: puts them where they are faster
 - :mod:`codegen.native.sequences`: one call of those that follow each other
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from codegen.native.calls import insert, take_over
 from codegen.native.contest import Call, contenders, described
 from codegen.native.excitation import excitations, put
 from codegen.native.layouts import Layouts
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from rewrite.target import Measured, Target
 
 aten = torch.ops.aten
-
-BUFFERS = "native_"
-"""What the names of packed weights begin with."""
 
 MARGIN = 0.03
 """The part of its time that a kernel has to save."""
@@ -75,7 +73,7 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
         leaves = any(map(_leaves, circle.node.users))
         calls[circle.node] = put_transform(module, circle, calls.get(circle.input, circle.input), number, leaves)
     for number, (site, kernel) in enumerate(chosen):
-        leaves = any(_leaves(user) for user in site.node.users)
+        leaves = any(map(_leaves, site.node.users))
         calls[site.node] = _replace(module, site, kernel.leaving() if leaves else kernel, number, calls)
     module.graph.eliminate_dead_code()
     record(module, examples, strides.keep)
@@ -110,8 +108,8 @@ def faster(module: GraphModule, site: Site, target: Target | None, ends: float) 
     if found is None:
         return None
     alone = isinstance(site.layer, Linear) or site.is_row
-    least = 1 + max(found.noise, MARGIN) if alone else 1 - TIE
-    return site.kernel(module) if found.ms["native"] * least < found.ms["library"] else None
+    pays = _saves(found) if alone else found.ms["native"] * (1 - TIE) < found.ms["library"]
+    return site.kernel(module) if pays else None
 
 
 def _pays(module: GraphModule, site: CircularConvolution, target: Target | None, ends: float) -> bool:
@@ -119,7 +117,11 @@ def _pays(module: GraphModule, site: CircularConvolution, target: Target | None,
     if target is None:
         return False
     found = _measured(target, site.described(), lambda: site.contenders(module), site.node, ends)
-    return found is not None and found.ms["native"] * (1 + max(found.noise, MARGIN)) < found.ms["library"]
+    return found is not None and _saves(found)
+
+
+def _saves(found: Measured) -> bool:
+    return found.ms["native"] * (1 + max(found.noise, MARGIN)) < found.ms["library"]
 
 
 def _measured(
@@ -140,23 +142,14 @@ def _replace(module: GraphModule, site: Site, kernel: Kernel, number: int, calls
     """Call a kernel instead of a site; what it reads may have been replaced by calls before."""
     x = calls.get(site.input, site.input)
     residual = None if site.residual is None else calls.get(site.residual, site.residual)
-    weights = {f"{BUFFERS}{number}_packed": kernel.packed, f"{BUFFERS}{number}_bias": kernel.bias}
     graph = module.graph
     if site.is_row:
         with graph.inserting_before(site.node):
             x = graph.call_function(aten.unsqueeze.default, (x, 2))
             residual = None if residual is None else graph.call_function(aten.unsqueeze.default, (residual, 2))
-    with graph.inserting_after(site.node):
-        call = graph.call_function(kernel.operator, (x, None, None, residual, list(kernel.geometry)))
-    for place, (name, tensor) in enumerate(weights.items(), start=1):
-        if tensor is not None:
-            module.register_buffer(name, tensor)
-            with graph.inserting_before(call):
-                call.update_arg(place, graph.get_attr(name))
-    result = call
+    arguments = x, kernel.packed, kernel.bias, residual, list(kernel.geometry)
+    result = insert(module, site.node, kernel.operator, arguments, str(number))
     if site.is_row:
-        with graph.inserting_after(call):
-            result = graph.call_function(aten.squeeze.dim, (call, 2))
-    site.node.replace_all_uses_with(result)
-    result.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
-    return result
+        with graph.inserting_after(result):
+            result = graph.call_function(aten.squeeze.dim, (result, 2))
+    return take_over(site.node, result)

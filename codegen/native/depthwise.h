@@ -1,5 +1,5 @@
 // Depthwise convolutions of images with channels last, read where they lie: neighbours in a row of results are summed in
-// registers and share what they load; the few whose taps meet the zeros left and right are summed one by one.
+// registers and share what they load, without what would lie beside the image.
 #pragma once
 
 #include "convolution.h"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from codegen.native.calls import insert, take_over
 from codegen.native.kernels import filled
 from codegen.native.operators import ACTIVATIONS, operator
-from codegen.native.sites import activation_name, constant, fits
+from codegen.native.sites import activation_name, constant, fits, has_kernel
 from rewrite.ops import Convolution, Product, Reduction, is_tensor, value, view_as
 
 if TYPE_CHECKING:
@@ -103,15 +104,10 @@ def _excitation(module: GraphModule, node: Node, x: Any, gate: Any) -> Excitatio
 def _layer(module: GraphModule, node: object) -> Convolution | None:
     """A layer of the channels of one pixel, which nothing else reads."""
     layer = view_as(node, Convolution)
-    if layer is None or not _is_read_once(layer.node):
+    if layer is None or not _is_read_once(layer.node) or not has_kernel(module, layer):
         return None
-    plain = layer.dims == 2 and layer.groups == 1 and not layer.transposed and layer.batched
-    if not plain or layer.kernel != (1, 1) or layer.stride != (1, 1) or any(map(any, layer.padding)):
-        return None
-    if tuple(value(layer.input).shape[2:]) != (1, 1):
-        return None
-    weight, bias = constant(module, layer.weight), constant(module, layer.bias)
-    if weight is None or not fits(weight) or (layer.bias is not None and (bias is None or not fits(bias))):
+    plain = layer.dims == 2 and layer.groups == 1 and layer.kernel == (1, 1) and layer.stride == (1, 1)
+    if not plain or any(map(any, layer.padding)) or tuple(value(layer.input).shape[2:]) != (1, 1):
         return None
     return layer
 
@@ -122,16 +118,5 @@ def _is_read_once(node: Node) -> bool:
 
 def put(module: GraphModule, site: Excitation, number: int) -> Node:
     """Call the operator in the place of a site; the call."""
-    graph = module.graph
-    names = [f"native_excitation_{number}_{name}" for name in ("reduce", "reduce_bias", "expand", "expand_bias")]
-    read: list[Node | None] = []
-    for name, tensor in zip(names, site.tensors(module), strict=True):
-        if tensor is not None:
-            module.register_buffer(name, tensor)
-        with graph.inserting_before(site.node):
-            read.append(None if tensor is None else graph.get_attr(name))
-    with graph.inserting_after(site.node):
-        made = graph.call_function(operator("excitation"), (site.input, *read, site.geometry()))
-    site.node.replace_all_uses_with(made)
-    made.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
-    return made
+    arguments = site.input, *site.tensors(module), site.geometry()
+    return take_over(site.node, insert(module, site.node, operator("excitation"), arguments, f"excitation_{number}"))

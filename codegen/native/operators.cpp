@@ -89,12 +89,8 @@ const float* vector(const std::optional<Tensor>& bias, int64_t channels) {
 
 Epilogue epilogue(const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, Image out,
                   Activation activation) {
-  if (residual) {
-    const Image given = image(*residual);
-    if (given.batch != out.batch || given.height != out.height || given.width != out.width ||
-        given.channels != out.channels)
-      throw std::invalid_argument("what is added has another shape than the result");
-  }
+  if (residual && image(*residual) != out)
+    throw std::invalid_argument("what is added has another shape than the result");
   return {vector(bias, out.channels), residual ? data(*residual) : nullptr, activation};
 }
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from codegen.native.binding import BUFFERS
+from codegen.native.calls import BUFFERS
 from codegen.native.operators import operator
 from codegen.native.sites import constant
 from rewrite.ops import value

@@ -80,8 +80,8 @@ class Site:
         conv = self.layer
         if conv.dims == 1:
             result, weight = [*result[:2], 1, result[2]], weight.unsqueeze(2)
-        zeros = _plane(tuple(pair[0] for pair in conv.padding), 0)
-        window = _plane(conv.kernel, 1), _plane(conv.stride, 1), zeros, _plane(conv.dilation, 1)
+        zeros = plane(tuple(pair[0] for pair in conv.padding), 0)
+        window = plane(conv.kernel), plane(conv.stride), zeros, plane(conv.dilation)
         numbers = geometry(result, *window, self.activation, conv.groups)
         if _is_depthwise(conv):
             return Kernel("depthwise", packed_depthwise(weight), self.bias, numbers)
@@ -120,7 +120,7 @@ def _layer(module: GraphModule, node: Node) -> Layer | None:
         return None
     layer = view(node)
     if isinstance(layer, (Convolution, Linear)):
-        return layer if _has_kernel(module, layer) else None
+        return layer if has_kernel(module, layer) else None
     known = functools.partial(constant, module)
     found = recognised(node, known)
     if found is None or any(recognised(user, known) is not None for user in node.users):
@@ -129,7 +129,8 @@ def _layer(module: GraphModule, node: Node) -> Layer | None:
     return found if fits(value(found.input)) and spectrum is not None and fits(spectrum) else None
 
 
-def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
+def has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
+    """Whether there is a kernel of ours for a layer, whose weights have to be constants."""
     weight = constant(module, layer.weight)
     if weight is None or not fits(weight) or not fits(value(layer.input)):
         return False
@@ -146,7 +147,7 @@ def _has_kernel(module: GraphModule, layer: Convolution | Linear) -> bool:
     return _is_depthwise(layer) or layer.groups == 1 or layer.out_channels // layer.groups >= _LEAST_COLUMNS
 
 
-def _plane(sizes: tuple[int, ...], filling: int) -> tuple[int, ...]:
+def plane(sizes: tuple[int, ...], filling: int = 1) -> tuple[int, ...]:
     """Rows and columns, of which sequences have the latter only."""
     return (filling,) * (2 - len(sizes)) + sizes
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codegen.native.calls import insert, take_over
 from codegen.native.operators import operator, pack_fft
-from codegen.native.sites import constant, fits
+from codegen.native.sites import constant, fits, plane
 from rewrite.ops import Pad, Product, Slice, Transform, is_tensor, value, view_as
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ class CircularConvolution:
         spectrum = spectrum.reshape(-1, *spectrum.shape[spectrum.dim() - len(frequencies) :])
         kernel = torch.fft.irfftn(spectrum.expand(value(self.input).shape[1], *frequencies), self.points, dims)
         kernel = kernel.roll(self.shift, dims)
-        return pack_fft(kernel.float().reshape(kernel.shape[0], *_plane(self.points)))
+        return pack_fft(kernel.float().reshape(kernel.shape[0], *plane(self.points)))
 
     def geometry(self, leaves: bool) -> list[int]:
         """The numbers that the operator takes."""
         size = tuple(value(self.node).shape[2:])
-        return [*_plane(self.points), *_plane(size), *_plane(self.stride), int(leaves)]
+        return [*plane(self.points), *plane(size), *plane(self.stride), int(leaves)]
 
     @property
     def _pitch(self) -> int:
@@ -170,11 +171,6 @@ def _is_smooth(points: int) -> bool:
     return points == 1
 
 
-def _plane(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows and columns; one row where there is only one dimension."""
-    return (1,) * (2 - len(sizes)) + tuple(int(size) for size in sizes)
-
-
 def _of(module: GraphModule, node: Node) -> Tensor:
     found = constant(module, node)
     assert found is not None
@@ -200,12 +196,5 @@ def pitch(x: Tensor) -> int | None:
 
 def put(module: GraphModule, site: CircularConvolution, x: Node, number: int, leaves: bool) -> Node:
     """Call the operator in the place of a site; the call."""
-    name, graph = f"native_fft_{number}_packed", module.graph
-    module.register_buffer(name, site.packed(module))
-    with graph.inserting_after(site.node):
-        made = graph.call_function(operator("fft_convolution"), (x, None, site.geometry(leaves)))
-    with graph.inserting_before(made):
-        made.update_arg(1, graph.get_attr(name))
-    site.node.replace_all_uses_with(made)
-    made.meta = {key: entry for key, entry in site.node.meta.items() if key != "val"}
-    return made
+    arguments = x, site.packed(module), site.geometry(leaves)
+    return take_over(site.node, insert(module, site.node, operator("fft_convolution"), arguments, f"fft_{number}"))

@@ -43,6 +43,15 @@ def look(held: dict[str, Tensor], windows: bool = False) -> Glance:
     return Glance([Holder(held)], tensors, Probe(tensors).windows if windows else [])
 
 
+def assert_sees_writes(model: nn.Linear) -> None:
+    watch = Watch(model)
+    for _ in range(5):
+        assert not watch.changed()
+    with torch.no_grad():
+        model.weight.mul_(2)
+    assert watch.changed()
+
+
 def write(held: dict[str, Tensor]) -> None:
     held["b"][3, 1] += 1
 
@@ -116,12 +125,7 @@ def test_other_mappings_are_left_to_python() -> None:
         Glance([Holder(OrderedDict(a=torch.zeros(1)))], [], [])
     model = nn.Linear(2, 2)
     model._parameters = OrderedDict(model._parameters)
-    watch = Watch(model)
-    for _ in range(5):
-        assert not watch.changed()
-    with torch.no_grad():
-        model.weight.mul_(2)
-    assert watch.changed()
+    assert_sees_writes(model)
 
 
 class Own(Tensor):
@@ -184,9 +188,4 @@ def test_without_a_compiler_python_looks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(glance, "supported", lambda: False)
     monkeypatch.setattr(glance, "_loaded", glance._Loaded())
     model = nn.Linear(2, 2)
-    watch = Watch(model)
-    for _ in range(5):
-        assert not watch.changed()
-    with torch.no_grad():
-        model.weight.mul_(2)
-    assert watch.changed()
+    assert_sees_writes(model)
