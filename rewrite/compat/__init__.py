@@ -12,6 +12,7 @@ from torch.fx.graph import CodeGen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
+from rewrite.compat.decompositions import decomposed
 from rewrite.compat.dynamo import (
     dynamo_requests,
     dynamo_source,
@@ -93,6 +94,7 @@ __all__ = [
     "cpp_compiler",
     "data_dependent_errors",
     "decided_buffers",
+    "decomposed",
     "device_kinds",
     "dispatched",
     "dynamo_requests",

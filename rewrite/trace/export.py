@@ -82,7 +82,7 @@ def export(
     allowed = {name for name, buffer in shadow.named_buffers(remove_duplicate=False) if may_decide(buffer)}
     decided = compat.decided_buffers(program, allowed.__contains__) if decide else ()
     _keep_no_grad(program.graph_module)
-    module = compat.unlift(program.run_decompositions({}))
+    module = compat.unlift(compat.decomposed(program))
     _refuse_nested_graphs(module, shadow)
     functions = tuple(name for name in seen if name != "checkpoint")
     return Exported(module, functions, "checkpoint" in seen, decided)
