@@ -177,7 +177,7 @@ def test_a_tiny_network_goes_all_the_way() -> None:
             INDUCTOR_BEST,
         }  # fmt: skip
         assert max(entry["error"] for entry in row["contenders"].values()) < 1e-5
-    tuned = [second["contenders"][name]["program"]["tuned"] for name in ("ours, Inductor", "ours, OpenVINO")]
+    tuned = [second["contenders"][name]["program"]["tuned"] for name in ("ours, Inductor", "ours, ONNX Runtime")]
     assert tuned == ["batch 1", "off"]
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.inference.contender import Call, Contender
     from benchmarks.inference.models import Network
 
-SECONDS = 6.0
+SECONDS = 4.5
 ROUNDS = 60
 
 TOLERANCE = 1e-3

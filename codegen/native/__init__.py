@@ -15,7 +15,9 @@ convolution is computed while its sums are in registers.
 - :mod:`codegen.native.transforms`: depthwise convolutions in the frequency domain, which are one call
 - :mod:`codegen.native.calls`: an operator of ours in the place of a node
 - :mod:`codegen.native.binding`: puts them where they are faster
-- :mod:`codegen.native.sequences`: one call of those that follow each other
+- :mod:`codegen.native.parts`: kernels whose results are concatenated do what follows the concatenation
+- :mod:`codegen.native.sequences`: one call of those that follow each other, :mod:`codegen.native.runs`, with
+  :mod:`codegen.native.places` for what is between them
 """
 
 from __future__ import annotations

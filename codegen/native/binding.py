@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codegen.native.calls import insert, take_over
+from codegen.native.calls import insert, leaves, take_over
 from codegen.native.contest import Call, contenders, described
 from codegen.native.excitation import excitations, put
 from codegen.native.layouts import Layouts
 from codegen.native.library import available
+from codegen.native.parts import absorb, concatenations
 from codegen.native.sites import Site, sites
 from codegen.native.transforms import CircularConvolution, circular_convolutions
 from codegen.native.transforms import put as put_transform
@@ -70,25 +70,20 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
     for number, one in enumerate(excited):
         calls[one.node] = put(module, one, number)
     for number, circle in enumerate(transformed):
-        leaves = any(map(_leaves, circle.node.users))
-        calls[circle.node] = put_transform(module, circle, calls.get(circle.input, circle.input), number, leaves)
+        x = calls.get(circle.input, circle.input)
+        calls[circle.node] = put_transform(module, circle, x, number, leaves(circle.node))
     for number, (site, kernel) in enumerate(chosen):
-        leaves = any(map(_leaves, site.node.users))
-        calls[site.node] = _replace(module, site, kernel.leaving() if leaves else kernel, number, calls)
+        kernel = kernel.leaving() if leaves(site.node) else kernel
+        calls[site.node] = _replace(module, site, kernel, number, calls)
+    if concatenations(module):
+        record(module, examples)
+        absorb(module)
     module.graph.eliminate_dead_code()
     record(module, examples, strides.keep)
     module.recompile()
     count = len(chosen) + len(excited) + len(transformed)
     emit("native-bound", f"{count} layers call kernels of our own", count=count)
     return count
-
-
-def _leaves(user: Node) -> bool:
-    """Whether a reader hands the memory of what it reads to the caller."""
-    is_view = isinstance(user.target, torch._ops.OpOverload) and user.target.is_view
-    if is_view or user.target is getitem:
-        return any(map(_leaves, user.users))
-    return user.op == "output"
 
 
 def faster(module: GraphModule, site: Site, target: Target | None, ends: float) -> Kernel | None:

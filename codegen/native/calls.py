@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -41,3 +43,13 @@ def take_over(node: Node, result: Node) -> Node:
     node.replace_all_uses_with(result)
     result.meta = {key: entry for key, entry in node.meta.items() if key != "val"}
     return result
+
+
+def leaves(node: Node) -> bool:
+    """Whether the memory of a node's value is handed to the caller."""
+    return any(map(_hands_on, node.users))
+
+
+def _hands_on(user: Node) -> bool:
+    is_view = isinstance(user.target, torch._ops.OpOverload) and user.target.is_view
+    return leaves(user) if is_view or user.target is getitem else user.op == "output"

@@ -9,8 +9,11 @@
 
 namespace torch_rewrite {
 
+// With channels last, which may be some of more channels.
 struct Image {
   int64_t batch, height, width, channels;
+  int64_t pitch;  // from a pixel to the next one
+  int64_t pixels() const { return batch * height * width; }
   bool operator==(const Image&) const = default;
 };
 
@@ -66,14 +69,15 @@ class Convolution : Operands {
         pointwise_(window_.taps() == 1 && window_.stride_y == 1 && window_.stride_x == 1 && window_.top == 0 &&
                    window_.left == 0 && in_.height == out_.height && in_.width == out_.width) {
     // pixels with few channels are read as one: the taps of a row lie one behind the other
-    by_rows_ = window_.width > 1 && window_.dilation_x == 1 && window_.groups == 1 && depth_ < VL;
+    by_rows_ = window_.width > 1 && window_.dilation_x == 1 && window_.groups == 1 && depth_ < VL &&
+               in_.pitch == in_.channels;
     for (int64_t ky = 0; ky < window_.height; ky++)
       for (int64_t kx = 0; kx < window_.width; kx++)
-        away_.push_back((ky * window_.dilation_y * in_.width + kx * window_.dilation_x) * in_.channels);
+        away_.push_back((ky * window_.dilation_y * in_.width + kx * window_.dilation_x) * in_.pitch);
   }
 
   void run() {
-    const int64_t pixels = out_.batch * out_.height * out_.width;
+    const int64_t pixels = out_.pixels();
     const int64_t panels = window_.groups * panels_.count;
     const int threads = threads_for(pixels * window_.taps() * depth_ * out_.channels);
     // the larger operand is what threads should not read twice
@@ -105,10 +109,9 @@ class Convolution : Operands {
         for (int64_t t = 0; t < tiles; t++) {
           const Range range = share(some.end - some.begin, t, tiles);
           const int count = static_cast<int>(range.end - range.begin);
-          int64_t offset[MAX_ROWS];
-          const int64_t joined = gather(some.begin + range.begin, count, group * depth_, rows.data(), offset);
-          multiply(TILES.of[vectors][count], rows.data(), taps / joined, joined * depth_, panel, count, vectors, offset,
-                   group * columns_ + column, (group + 1) * columns_);
+          const int64_t joined = gather(some.begin + range.begin, count, group * depth_, rows.data());
+          multiply(TILES.of[vectors][count], rows.data(), taps / joined, joined * depth_, panel, count, vectors,
+                   places(some.begin + range.begin, count), group * columns_ + column, (group + 1) * columns_);
         }
       }
     }
@@ -116,26 +119,34 @@ class Convolution : Operands {
 
   // A tile's results, from a column on that lies before `end`.
   void multiply(Tile tile, const float* const* rows, int64_t taps, int64_t depth, const float* panel, int count,
-                int vectors, const int64_t* offset, int64_t column, int64_t end) const {
+                int vectors, const Places& places, int64_t column, int64_t end) const {
     if (bounds_.exact) {
       tile(rows, taps, depth, panel,
-           {result_ + column, offset, Lanes(end - column - (vectors - 1) * VL),
+           {result_ + column, places.results, Lanes(end - column - (vectors - 1) * VL),
             epilogue_.bias ? epilogue_.bias + column : nullptr,
-            epilogue_.residual ? epilogue_.residual + column : nullptr, bounds_});
+            epilogue_.residual ? epilogue_.residual + column : nullptr, places.residuals, bounds_});
       return;
     }
     alignas(64) float sums[MAX_ROWS * MAX_VECTORS * VL];
     int64_t within[MAX_ROWS];
     for (int r = 0; r < count; r++) within[r] = r * vectors * VL;
-    tile(rows, taps, depth, panel, {sums, within, Lanes(VL), nullptr, nullptr, Bounds(Activation::none)});
-    finish(sums, count, vectors, result_, offset, column, end, epilogue_);
+    tile(rows, taps, depth, panel, {sums, within, Lanes(VL), nullptr, nullptr, nullptr, Bounds(Activation::none)});
+    finish(sums, count, vectors, result_, places, column, end, epilogue_);
   }
 
-  // Where the inputs of some pixels lie, from a channel on, and where their results go; how many taps are one.
-  int64_t gather(int64_t pixel, int count, int64_t channel, const float** rows, int64_t* offset) const {
-    for (int r = 0; r < count; r++) offset[r] = (pixel + r) * out_.channels;
+  // Where the results of some pixels go, and what is added to them lies.
+  Places places(int64_t pixel, int count) const {
+    Places found;
+    for (int r = 0; r < count; r++) found.results[r] = (pixel + r) * out_.pitch;
+    if (epilogue_.residual)
+      for (int r = 0; r < count; r++) found.residuals[r] = (pixel + r) * epilogue_.residual_pitch;
+    return found;
+  }
+
+  // Where the inputs of some pixels lie, from a channel on; how many taps are one.
+  int64_t gather(int64_t pixel, int count, int64_t channel, const float** rows) const {
     if (pointwise_) {
-      for (int r = 0; r < count; r++) rows[r] = x_ + (pixel + r) * in_.channels + channel;
+      for (int r = 0; r < count; r++) rows[r] = x_ + (pixel + r) * in_.pitch + channel;
       return 1;
     }
     int64_t x = pixel % out_.width, y = pixel / out_.width % out_.height, n = pixel / (out_.width * out_.height);
@@ -145,7 +156,7 @@ class Convolution : Operands {
     for (int r = 0; r < count; r++) {
       if (rowwise || (y >= inner_y_.begin && y < inner_y_.end && x >= inner_x_.begin && x < inner_x_.end)) {
         const float* corner = x_ + channel + ((n * in_.height + y * window_.stride_y - window_.top) * in_.width +
-                                              x * window_.stride_x - window_.left) * in_.channels;
+                                              x * window_.stride_x - window_.left) * in_.pitch;
         for (int64_t tap = 0, at = 0; tap < window_.taps(); tap += joined, at++)
           rows[at * MAX_ROWS + r] = corner + away_[tap];
       } else {
@@ -167,7 +178,7 @@ class Convolution : Operands {
         const int64_t from_x = x * window_.stride_x - window_.left + kx * window_.dilation_x;
         const bool inside = from_y >= 0 && from_y < in_.height && from_x >= 0 && from_x < in_.width;
         rows[tap * MAX_ROWS] =
-            inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.channels + channel : zeros_.data();
+            inside ? x_ + ((n * in_.height + from_y) * in_.width + from_x) * in_.pitch + channel : zeros_.data();
       }
     }
   }

@@ -57,7 +57,7 @@ class Depthwise : Operands {
     int64_t place;      // in it of the first tap
     int64_t height;     // rows of taps that lie inside
     const float* kernel;
-    int64_t channel, to;  // of the first result
+    int64_t channel, pixel;  // of the first result
     Lanes lanes;
   };
 
@@ -66,15 +66,14 @@ class Depthwise : Operands {
     const int64_t place = y * window_.stride_y - window_.top;
     const Range taps = inside(place, in_.height, window_.height, window_.dilation_y);
     const float* from =
-        x_ + (n * in_.height + place + taps.begin * window_.dilation_y) * in_.width * in_.channels + channel;
+        x_ + (n * in_.height + place + taps.begin * window_.dilation_y) * in_.width * in_.pitch + channel;
     const float* kernel = packed_ + taps.begin * window_.width * step_ + channel;
     const int64_t height = taps.end - taps.begin, to = (n * out_.height + y) * out_.width;
     const Lanes lanes(in_.channels - channel);
     for (int64_t g = 0; g < groups_; g++) {
       const Range xs = share(out_.width, g, groups_);
       neighbours(std::make_integer_sequence<int, WIDE>{}, static_cast<int>(xs.end - xs.begin),
-                 {from, xs.begin * window_.stride_x - window_.left, height, kernel, channel,
-                  (to + xs.begin) * out_.channels, lanes});
+                 {from, xs.begin * window_.stride_x - window_.left, height, kernel, channel, to + xs.begin, lanes});
     }
   }
 
@@ -111,7 +110,7 @@ class Depthwise : Operands {
   // `INSIDE`: all pixels that are read are there; otherwise some are zeros beside the image.
   template <int COUNT, int WIDTH, int STRIDE, bool INSIDE>
   void shared_where(const Some& some) const {
-    const int64_t first = -some.place, last = in_.width - some.place, pixel = in_.channels;
+    const int64_t first = -some.place, last = in_.width - some.place, pixel = in_.pitch;
     const float *from = some.from + some.place * pixel, *kernel = some.kernel;
     vec sum[COUNT] = {};
     for (int64_t ky = 0; ky < some.height; ky++, from += window_.dilation_y * in_.width * pixel) {
@@ -138,14 +137,14 @@ class Depthwise : Operands {
     const bool all = some.place >= 0 && some.place + reach <= in_.width;
     const float *from = some.from, *kernel = some.kernel;
     vec sum[COUNT] = {};
-    for (int64_t ky = 0; ky < some.height; ky++, from += window_.dilation_y * in_.width * in_.channels) {
+    for (int64_t ky = 0; ky < some.height; ky++, from += window_.dilation_y * in_.width * in_.pitch) {
       for (int64_t kx = 0; kx < window_.width; kx++, kernel += step_) {
         const vec weight = load(kernel);
         const int64_t at = some.place + kx * window_.dilation_x;
 #pragma GCC unroll 8
         for (int i = 0; i < COUNT; i++) {
           const int64_t x = at + i * window_.stride_x;
-          if (all || (x >= 0 && x < in_.width)) sum[i] += weight * load(from + x * in_.channels, some.lanes);
+          if (all || (x >= 0 && x < in_.width)) sum[i] += weight * load(from + x * in_.pitch, some.lanes);
         }
       }
     }
@@ -154,23 +153,26 @@ class Depthwise : Operands {
 
   template <int COUNT>
   void give(const vec (&sum)[COUNT], const Some& some) const {
-    int64_t offset[COUNT];
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; i++) offset[i] = some.to + i * out_.channels;
     if (bounds_.exact) {
       const vec bias = epilogue_.bias ? load(epilogue_.bias + some.channel, some.lanes) : vec{};
 #pragma GCC unroll 8
       for (int i = 0; i < COUNT; i++) {
         vec value = sum[i] + bias;
-        if (epilogue_.residual) value += load(epilogue_.residual + offset[i] + some.channel, some.lanes);
-        store(result_ + offset[i] + some.channel, at_most(at_least(value, bounds_.low), bounds_.high), some.lanes);
+        if (epilogue_.residual)
+          value += load(epilogue_.residual + (some.pixel + i) * epilogue_.residual_pitch + some.channel, some.lanes);
+        store(result_ + (some.pixel + i) * out_.pitch + some.channel, at_most(at_least(value, bounds_.low), bounds_.high), some.lanes);
       }
       return;
     }
     alignas(64) float sums[COUNT * VL];
+    Places places;
 #pragma GCC unroll 8
-    for (int i = 0; i < COUNT; i++) store(sums + i * VL, sum[i]);
-    finish(sums, COUNT, 1, result_, offset, some.channel, out_.channels, epilogue_);
+    for (int i = 0; i < COUNT; i++) {
+      store(sums + i * VL, sum[i]);
+      places.results[i] = (some.pixel + i) * out_.pitch;
+      places.residuals[i] = (some.pixel + i) * epilogue_.residual_pitch;
+    }
+    finish(sums, COUNT, 1, result_, places, some.channel, out_.channels, epilogue_);
   }
 
   int64_t blocks_, step_, groups_;

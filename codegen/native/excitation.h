@@ -10,9 +10,10 @@ class Excitation {
  public:
   // `reduce` is [channels, hidden], `expand` [hidden, channels], their last dimensions filled up to a multiple of 16.
   Excitation(const float* x, Image in, const float* reduce, const float* reduce_bias, const float* expand,
-             const float* expand_bias, int64_t hidden, Activation inner, Activation outer, float* result)
+             const float* expand_bias, int64_t hidden, Activation inner, Activation outer, float* result,
+             int64_t result_pitch)
       : x_(x), in_(in), reduce_(reduce), reduce_bias_(reduce_bias), expand_(expand), expand_bias_(expand_bias),
-        hidden_(hidden), inner_(inner), outer_(outer), result_(result), pixels_(in.height * in.width),
+        hidden_(hidden), inner_(inner), outer_(outer), result_(result), result_pitch_(result_pitch), pixels_(in.height * in.width),
         channels_(filled(in.channels)), width_(filled(hidden)) {}
 
   void run() {
@@ -29,7 +30,7 @@ class Excitation {
       const Range mine = share(n * pixels_, me, team), channels = share(vectors, me, team);
       std::fill_n(sums + me * sums_size, sums_size, 0.0f);
       each_image(mine, [&](int64_t image, Range some) {
-        sum(x_ + (image * pixels_ + some.begin) * in_.channels, some.end - some.begin,
+        sum(x_ + (image * pixels_ + some.begin) * in_.pitch, some.end - some.begin,
             sums + me * sums_size + image * channels_);
       });
 #pragma omp barrier
@@ -61,8 +62,9 @@ class Excitation {
       }
 #pragma omp barrier
       each_image(mine, [&](int64_t image, Range some) {
-        const int64_t at = (image * pixels_ + some.begin) * in_.channels;
-        scale(x_ + at, some.end - some.begin, gates + image * channels_, result_ + at);
+        const int64_t pixel = image * pixels_ + some.begin;
+        scale(x_ + pixel * in_.pitch, some.end - some.begin, gates + image * channels_,
+              result_ + pixel * result_pitch_);
       });
     }
   }
@@ -88,7 +90,7 @@ class Excitation {
   void sum(const float* from, int64_t pixels, float* to) const {
     for (int64_t first = 0; first < pixels; first += CHUNK) {
       const int64_t count = std::min(CHUNK, pixels - first);
-      const float* chunk = from + first * in_.channels;
+      const float* chunk = from + first * in_.pitch;
       int64_t c = 0;
       for (; c + BLOCK * VL <= in_.channels; c += BLOCK * VL) sum_block<BLOCK>(chunk + c, count, Lanes(VL), to + c);
       for (; c < in_.channels; c += VL) sum_block<1>(chunk + c, count, Lanes(in_.channels - c), to + c);
@@ -98,7 +100,7 @@ class Excitation {
   template <int VECTORS>
   void sum_block(const float* from, int64_t pixels, Lanes lanes, float* to) const {
     vec total[VECTORS] = {};
-    for (int64_t p = 0; p < pixels; p++, from += in_.channels)
+    for (int64_t p = 0; p < pixels; p++, from += in_.pitch)
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) total[v] += load(from + v * VL, lanes);
 #pragma GCC unroll 8
@@ -127,7 +129,7 @@ class Excitation {
   void scale(const float* from, int64_t pixels, const float* gate, float* to) const {
     const int64_t whole = in_.channels / VL * VL;
     const Lanes rest(in_.channels - whole);
-    for (int64_t p = 0; p < pixels; p++, from += in_.channels, to += in_.channels) {
+    for (int64_t p = 0; p < pixels; p++, from += in_.pitch, to += result_pitch_) {
       for (int64_t c = 0; c < whole; c += VL) store(to + c, load(from + c) * load(gate + c));
       if (whole < in_.channels) store(to + whole, load(from + whole, rest) * load(gate + whole), rest);
     }
@@ -139,6 +141,7 @@ class Excitation {
   int64_t hidden_;
   Activation inner_, outer_;
   float* result_;
+  int64_t result_pitch_;
   int64_t pixels_, channels_, width_;
 };
 

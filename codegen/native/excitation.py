@@ -15,7 +15,7 @@ from codegen.native.calls import insert, take_over
 from codegen.native.kernels import filled
 from codegen.native.operators import ACTIVATIONS, operator
 from codegen.native.sites import activation_name, constant, fits, has_kernel
-from rewrite.ops import Convolution, Product, Reduction, is_tensor, value, view_as
+from rewrite.ops import Convolution, Piece, Product, Reduction, is_tensor, value, view_as
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -58,7 +58,8 @@ class Excitation:
 def excitations(module: GraphModule) -> list[Excitation]:
     """Those of a module, in order.
 
-    Only where convolutions read the product, and nothing else: what else reads it, compilers compute along with it.
+    Only where convolutions read the product or pieces of it, and nothing else: what else reads it, compilers compute
+    along with it.
 
     Args:
         module: with recorded values.
@@ -68,8 +69,7 @@ def excitations(module: GraphModule) -> list[Excitation]:
         product = view_as(node, Product)
         if product is None or product.divided or not is_tensor(node) or not fits(value(node)):
             continue
-        readers = [view_as(user, Convolution) for user in node.users]
-        if any(reader is None or reader.input is not node for reader in readers):
+        if not all(_is_convolution(node, user) for user in node.users):
             continue
         sides = (product.left, product.right), (product.right, product.left)
         made = [_excitation(module, node, x, gate) for x, gate in sides]
@@ -110,6 +110,16 @@ def _layer(module: GraphModule, node: object) -> Convolution | None:
     if not plain or any(map(any, layer.padding)) or tuple(value(layer.input).shape[2:]) != (1, 1):
         return None
     return layer
+
+
+def _is_convolution(node: Node, user: Node) -> bool:
+    """Whether a reader is a convolution of a value, or takes it apart for convolutions alone."""
+    layer = view_as(user, Convolution)
+    if layer is not None:
+        return layer.input is node
+    items = list(user.users)
+    apart = bool(items) and all((piece := view_as(item, Piece)) is not None and piece.input is node for item in items)
+    return apart and all(_is_convolution(item, reader) for item in items for reader in item.users)
 
 
 def _is_read_once(node: Node) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from codegen.native.operators import KINDS, operator
-from codegen.native.transforms import pitch
+from codegen.native.pitch import pitch
+from codegen.native.transforms import distance
 from rewrite.lowering import called
 from rewrite.strides import reads_strides
 
@@ -48,12 +49,12 @@ class Layouts:
         if node.target is _FFT:
             signal: Any = node.args[0]
             found = signal.meta["val"]
-            if pitch(found) is None:
+            if distance(found) is None:
                 node.update_arg(0, self._copied(node, signal, _in_layout(found.shape, torch.contiguous_format)))
         layout, places = _LAYOUTS.get(node.target, (torch.contiguous_format, ()))
         for place in places:
             read: Any = node.args[place]
-            if read is not None and not read.meta["val"].is_contiguous(memory_format=layout):
+            if read is not None and not _is_in(read.meta["val"], layout):
                 node.update_arg(place, self._copied(node, read, _in_layout(read.meta["val"].shape, layout)))
 
     def _copied(self, reader: Node, operand: Node, strides: Strides) -> Node:
@@ -87,6 +88,11 @@ def _strides(value: Any) -> Strides | None:
 
 def _formats(dims: int) -> tuple[torch.memory_format, ...]:
     return (torch.contiguous_format, torch.channels_last) if dims == 4 else (torch.contiguous_format,)
+
+
+def _is_in(x: Tensor, layout: torch.memory_format) -> bool:
+    """Whether kernels can read it; images may be some of more channels."""
+    return x.is_contiguous() if layout == torch.contiguous_format else pitch(x) is not None
 
 
 def _in_layout(shape: Any, layout: torch.memory_format) -> Strides:

@@ -39,7 +39,7 @@ Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& stri
 }
 
 Tensor empty(const Image& image, bool leaves) {
-  const auto [n, h, w, c] = image;
+  const auto [n, h, w, c, pitch] = image;
   return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, n * h * w * c, leaves);
 }
 
@@ -48,16 +48,22 @@ void require_floats(const Tensor& x) {
     throw std::invalid_argument("native kernels take float32");
 }
 
-// The sizes of a tensor with channels last, [N, C, H, W].
+// From a place of [N, C, ...] to the next one, with channels last.
+int64_t pitch_of(const Tensor& x) {
+  for (int64_t i = x.dim() - 1; i > 1; i--)
+    if (x.size(i) > 1) return x.stride(i);
+  return x.size(0) > 1 ? x.stride(0) : x.size(1);
+}
+
+// The sizes of a tensor with channels last, [N, C, H, W], which may be some of more channels.
 Image image(const Tensor& x) {
   require_floats(x);
-  const Image image{x.size(0), x.size(2), x.size(3), x.size(1)};
-  const std::array<int64_t, 4> wanted{image.height * image.width * image.channels, 1, image.width * image.channels,
-                                      image.channels};
+  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), pitch = pitch_of(x);
+  const std::array<int64_t, 4> wanted{h * w * pitch, 1, w * pitch, pitch};
   for (int i = 0; i < 4; i++)
-    if (x.size(i) > 1 && x.stride(i) != wanted[i])
-      throw std::invalid_argument("native kernels take images in channels-last layout, densely");
-  return image;
+    if (pitch < c || (x.size(i) > 1 && x.stride(i) != wanted[i]))
+      throw std::invalid_argument("native kernels take images in channels-last layout, pixel by pixel");
+  return {n, h, w, c, pitch};
 }
 
 struct Geometry {
@@ -71,7 +77,7 @@ struct Geometry {
 // the activation; whether the result leaves the program.
 Geometry geometry(int64_t batch, const std::vector<int64_t>& of) {
   if (of.size() != 14) throw std::invalid_argument("geometry has 14 numbers");
-  return {{batch, of[1], of[2], of[0]},
+  return {{batch, of[1], of[2], of[0], of[0]},
           {of[3], of[4], of[5], of[6], of[7], of[8], of[9], of[10], of[11]},
           static_cast<Activation>(of[12]),
           of[13] != 0};
@@ -89,9 +95,11 @@ const float* vector(const std::optional<Tensor>& bias, int64_t channels) {
 
 Epilogue epilogue(const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, Image out,
                   Activation activation) {
-  if (residual && image(*residual) != out)
-    throw std::invalid_argument("what is added has another shape than the result");
-  return {vector(bias, out.channels), residual ? data(*residual) : nullptr, activation};
+  if (!residual) return {vector(bias, out.channels), nullptr, 0, activation};
+  Image added = image(*residual);
+  const int64_t pitch = std::exchange(added.pitch, out.pitch);
+  if (added != out) throw std::invalid_argument("what is added has another shape than the result");
+  return {vector(bias, out.channels), data(*residual), pitch, activation};
 }
 
 Tensor pack_matrices(Tensor matrices) {
@@ -130,9 +138,10 @@ Tensor linear(Tensor x, Tensor packed, std::optional<Tensor> bias, std::optional
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size() - 1; i > 0; i--) strides[i - 1] = strides[i] * sizes[i];
   Tensor result = empty(sizes, strides, rows * out.channels, leaves);
-  const Epilogue after{vector(bias, out.channels), residual ? data(*residual) : nullptr, activation};
+  const Epilogue after{vector(bias, out.channels), residual ? data(*residual) : nullptr, out.channels, activation};
   const float* kernel = weights(packed, packed_size(1, channels, out.channels), "the matrix");
-  Convolution({data(x), {rows, 1, 1, channels}, window, kernel, {rows, 1, 1, out.channels}, writable(result), after})
+  Convolution({data(x), {rows, 1, 1, channels, channels}, window, kernel,
+               {rows, 1, 1, out.channels, out.channels}, writable(result), after})
       .run();
   return result;
 }
@@ -147,7 +156,7 @@ Tensor excitation(Tensor x, Tensor reduce, std::optional<Tensor> reduce_bias, Te
   Excitation(data(x), in, weights(reduce, in.channels * filled(hidden), "the first matrix"),
              vector(reduce_bias, hidden), weights(expand, hidden * filled(in.channels), "the second matrix"),
              vector(expand_bias, in.channels), hidden, static_cast<Activation>(geometry[1]),
-             static_cast<Activation>(geometry[2]), writable(result))
+             static_cast<Activation>(geometry[2]), writable(result), in.channels)
       .run();
   return result;
 }
@@ -163,17 +172,20 @@ std::vector<Tensor> sequence(std::vector<Tensor> images, Tensor weights, Tensor 
   std::vector<const float*> given;
   for (size_t i = 0; i < images.size(); i++) {
     const Image found = image(images[i]);
+    const auto is_read = [&](Step::Place place, const Image& size, int64_t pitch) {
+      if (place.where != Step::given || place.number != static_cast<int64_t>(i)) return true;
+      return found == Image{size.batch, size.height, size.width, found.channels, pitch} &&
+             place.channel + size.channels <= found.channels;
+    };
     for (const Step* step = first; step < last; step++)
-      if ((step->from.where == Step::given && step->from.number == static_cast<int64_t>(i) && step->in != found) ||
-          (step->residual.where == Step::given && step->residual.number == static_cast<int64_t>(i) &&
-           step->out != found))
+      if (!is_read(step->from, step->in, step->in.pitch) || !is_read(step->residual, step->out, step->residual_pitch))
         throw std::invalid_argument("an image has another size than the steps of a sequence");
     given.push_back(data(images[i]));
   }
   std::vector<Tensor> results;
   std::vector<float*> memories;
   for (size_t i = 0; i + 4 < shapes.size(); i += 5) {
-    results.push_back(empty(Image{shapes[i], shapes[i + 2], shapes[i + 3], shapes[i + 1]}, shapes[i + 4] != 0));
+    results.push_back(empty(Image{shapes[i], shapes[i + 2], shapes[i + 3], shapes[i + 1], shapes[i + 1]}, shapes[i + 4] != 0));
     memories.push_back(writable(results.back()));
   }
   const Sequence sequence(std::move(given), std::move(memories), data(weights), weights.numel(), memory);
@@ -195,7 +207,7 @@ Signals signals(const Tensor& x) {
   };
   float* data = static_cast<float*>(x.data_ptr());
   if (lies({c * h * w, h * w, w, 1})) return {data, c, h, w, 0};
-  const int64_t pitch = w > 1 ? x.stride(dims - 1) : h > 1 ? x.stride(2) : c;  // they may be some of more channels
+  const int64_t pitch = pitch_of(x);  // they may be some of more channels
   if (pitch < c || !lies({h * w * pitch, 1, w * pitch, pitch}))
     throw std::invalid_argument("native transforms take signals with channels behind the batch, densely, or last");
   return {data, c, h, w, pitch};

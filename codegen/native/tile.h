@@ -32,7 +32,8 @@ inline int64_t filled(int64_t channels) { return (channels + 15) / 16 * 16; }
 // What is done to a sum before it is stored.
 struct Epilogue {
   const float* bias;      // for all columns, or none
-  const float* residual;  // like the result, or none: added before the activation
+  const float* residual;  // an image of the result's size, or none: added before the activation
+  int64_t residual_pitch;
   Activation activation;
 };
 
@@ -45,12 +46,18 @@ struct Bounds {
         exact(activation <= Activation::relu6) {}
 };
 
+// Where rows of results go, and rows of what is added to them lie: distances in floats.
+struct Places {
+  int64_t results[MAX_ROWS], residuals[MAX_ROWS];
+};
+
 // Where a tile's sums go: row r from `to + offset[r]` on, the last vector as far as `last` says.
 struct Output {
   float* to;
   const int64_t* offset;
   Lanes last;
-  const float *bias, *residual;  // added, where they are there; the latter lies as the result does
+  const float *bias, *residual;  // added, where they are there
+  const int64_t* residual_offset;
   Bounds bounds;
 };
 
@@ -88,7 +95,7 @@ void multiply(const float* const* rows, int64_t taps, int64_t depth, const float
     }
     if (output.residual)
 #pragma GCC unroll 14
-      for (int r = 0; r < ROWS; r++) sum[r][v] += load(output.residual + output.offset[r] + v * VL, lanes);
+      for (int r = 0; r < ROWS; r++) sum[r][v] += load(output.residual + output.residual_offset[r] + v * VL, lanes);
 #pragma GCC unroll 14
     for (int r = 0; r < ROWS; r++)
       store(output.to + output.offset[r] + v * VL, at_most(at_least(sum[r][v], output.bounds.low), output.bounds.high),
@@ -97,23 +104,23 @@ void multiply(const float* const* rows, int64_t taps, int64_t depth, const float
 }
 
 template <Activation ACTIVATION>
-void finish_with(const float* sums, int rows, int vectors, float* out, const int64_t* offset, int64_t column,
+void finish_with(const float* sums, int rows, int vectors, float* out, const Places& places, int64_t column,
                  int64_t columns, const Epilogue& epilogue) {
   for (int v = 0; v < vectors; v++, column += VL) {
     const Lanes left(columns - column);
     const vec bias = epilogue.bias ? load(epilogue.bias + column, left) : vec{};
     for (int r = 0; r < rows; r++) {
       vec value = load(sums + (r * vectors + v) * VL) + bias;
-      if (epilogue.residual) value += load(epilogue.residual + offset[r] + column, left);
-      store(out + offset[r] + column, activated(value, ACTIVATION), left);
+      if (epilogue.residual) value += load(epilogue.residual + places.residuals[r] + column, left);
+      store(out + places.results[r] + column, activated(value, ACTIVATION), left);
     }
   }
 }
 
-// Stores rows of sums, `vectors` wide, from a column on; row r goes to `out + offset[r]`.
-inline void finish(const float* sums, int rows, int vectors, float* out, const int64_t* offset, int64_t column,
+// Stores rows of sums, `vectors` wide, from a column on.
+inline void finish(const float* sums, int rows, int vectors, float* out, const Places& places, int64_t column,
                    int64_t columns, const Epilogue& epilogue) {
-  const auto with = [&](auto how) { how(sums, rows, vectors, out, offset, column, columns, epilogue); };
+  const auto with = [&](auto how) { how(sums, rows, vectors, out, places, column, columns, epilogue); };
   switch (epilogue.activation) {
     case Activation::none: return with(finish_with<Activation::none>);
     case Activation::relu: return with(finish_with<Activation::relu>);

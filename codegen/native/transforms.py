@@ -15,6 +15,7 @@ from torch import Tensor
 
 from codegen.native.calls import insert, take_over
 from codegen.native.operators import operator, pack_fft
+from codegen.native.pitch import pitch
 from codegen.native.sites import constant, fits, plane
 from rewrite.ops import Pad, Product, Slice, Transform, is_tensor, value, view_as
 
@@ -58,7 +59,7 @@ class CircularConvolution:
             whole: Tensor = torch.fft.irfftn(torch.fft.rfftn(x, self.points, dims) * spectrum, self.points, dims)
             return whole
 
-        copied = pitch(value(self.input)) is None
+        copied = distance(value(self.input)) is None
 
         def native() -> Tensor:
             found: Tensor = operator("fft_convolution")(x.clone() if copied else x, packed, geometry)
@@ -83,7 +84,7 @@ class CircularConvolution:
 
     @property
     def _pitch(self) -> int:
-        return pitch(value(self.input)) or 0
+        return distance(value(self.input)) or 0
 
     def _drawn(self) -> Tensor:
         batch, channels, *size = value(self.input).shape
@@ -177,21 +178,12 @@ def _of(module: GraphModule, node: Node) -> Tensor:
     return found
 
 
-def pitch(x: Tensor) -> int | None:
+def distance(x: Tensor) -> int | None:
     """From place to place of signals with channels last, which may be some of more channels.
 
     0 where what belongs to a channel lies together; None where it is neither, and has to be copied.
     """
-    if x.is_contiguous():
-        return 0
-    found = x.stride(-1) if x.shape[-1] > 1 else x.shape[1]
-    wanted, step = [], found
-    for size in reversed(x.shape[2:]):
-        wanted.append(step)
-        step *= size
-    strides = [step, 1, *reversed(wanted)]
-    fits_ = all(size == 1 or stride == want for size, stride, want in zip(x.shape, x.stride(), strides, strict=True))
-    return found if fits_ and found >= x.shape[1] else None
+    return 0 if x.is_contiguous() else pitch(x)
 
 
 def put(module: GraphModule, site: CircularConvolution, x: Node, number: int, leaves: bool) -> Node:

@@ -94,11 +94,11 @@ class Winograd : Operands {
       vec d[6][6], t[6];
       for (int i = 0; i < 6; i++) {
         const int64_t row = y - window_.top + i;
-        const float* from = x_ + ((n * in_.height + row) * in_.width + x - window_.left) * in_.channels + channel;
+        const float* from = x_ + ((n * in_.height + row) * in_.width + x - window_.left) * in_.pitch + channel;
         for (int j = 0; j < 6; j++) {
           const int64_t column = x - window_.left + j;
           const bool inside = row >= 0 && row < in_.height && column >= 0 && column < in_.width;
-          d[i][j] = inside ? load(from + j * in_.channels, left) : vec{};
+          d[i][j] = inside ? load(from + j * in_.pitch, left) : vec{};
         }
       }
       for (int j = 0; j < 6; j++) {
@@ -131,7 +131,7 @@ class Winograd : Operands {
           rows[r - range.begin] = from + r * depth_, offset[r - range.begin] = r * columns_;
         TILES.of[vectors][range.end - range.begin](
             rows, 1, in_.channels, panel,
-            {to + column, offset, Lanes(VL), nullptr, nullptr, Bounds(Activation::none)});
+            {to + column, offset, Lanes(VL), nullptr, nullptr, nullptr, Bounds(Activation::none)});
       }
     }
   }
@@ -156,10 +156,10 @@ class Winograd : Operands {
         vec four[4];
         transform_output(half[i], four);
         for (int j = 0; j < 4 && x + j < out_.width; j++) {
-          const int64_t at = ((n * out_.height + y + i) * out_.width + x + j) * out_.channels + channel;
+          const int64_t pixel = (n * out_.height + y + i) * out_.width + x + j;
           vec value = four[j] + bias;
-          if (epilogue_.residual) value += load(epilogue_.residual + at, left);
-          store(result_ + at, activated(value, epilogue_.activation), left);
+          if (epilogue_.residual) value += load(epilogue_.residual + pixel * epilogue_.residual_pitch + channel, left);
+          store(result_ + pixel * out_.pitch + channel, activated(value, epilogue_.activation), left);
         }
       }
     }

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from codegen import native
-from codegen.native import sequences
 from codegen.native.operators import operator
+from codegen.native.places import planned
 from rewrite import compat
 from tests.codegen.test_native_binding import Excited, module_of, ours
 from tests.select.scripted import Scripted
@@ -126,10 +126,16 @@ def graphs(draw: st.DrawFn) -> tuple[torch.fx.Graph, list[torch.fx.Node]]:
     return graph, nodes
 
 
+def planned_of(nodes: list[torch.fx.Node]) -> tuple[dict[torch.fx.Node, int], int]:
+    time = {node: i for i, node in enumerate(nodes)}
+    lives = {node: (i, max((time[user] for user in node.users), default=i)) for node, i in time.items()}
+    return planned({node: node.meta["val"].numel() for node in nodes}, lives)
+
+
 @given(graphs())
 def test_values_that_live_together_lie_apart(drawn: tuple[torch.fx.Graph, list[torch.fx.Node]]) -> None:
     _, nodes = drawn
-    places, memory = sequences.planned(nodes, set(nodes))
+    places, memory = planned_of(nodes)
     position = {node: i for i, node in enumerate(nodes)}
     owner: dict[int, torch.fx.Node] = {}
     for node in nodes:  # as it would run: each value is whole when it is read
@@ -154,7 +160,7 @@ def test_a_chain_takes_two_values(length: int) -> None:
         node = graph.call_function(torch.neg, tuple(nodes[-1:]))
         node.meta["val"] = torch.empty(64, device="meta")
         nodes.append(node)
-    assert sequences.planned(nodes, set(nodes))[1] == 128
+    assert planned_of(nodes)[1] == 128
 
 
 def test_a_model_without_kernels_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
