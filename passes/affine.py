@@ -179,11 +179,12 @@ def with_weights(g: Builder, layer: Layer, x: Node, weight: Node, bias: Node | N
     if bias is not None:
         bias = cast(g, bias, dtype if layer.bias is None else value(layer.bias).dtype)
     if isinstance(layer, Linear):
+        rows = value(x).dim() == 2
         if layer.stored_transposed and bias is None:
-            return g(aten.mm.default if value(x).dim() == 2 else aten.matmul.default, x, weight)
-        if layer.stored_transposed:
+            return g(aten.mm.default if rows else aten.matmul.default, x, weight)
+        if layer.stored_transposed and rows:
             return g(aten.addmm.default, bias, x, weight)
-        return g(aten.linear.default, x, weight, bias)
+        return g(aten.linear.default, x, g(aten.t.default, weight) if layer.stored_transposed else weight, bias)
     changed = {**arguments(layer.node), "input": x, "weight": weight, "bias": bias}
     return g(layer.node.target, *changed.values())
 
