@@ -111,6 +111,18 @@ def scaled_outputs(g: Builder, layer: Layer, scale: Node | float) -> Node:
     return g(aten.reshape.default, product, shape)
 
 
+def mapped(g: Builder, layer: Layer, scale: Node | float | None, shift: Node | float | None) -> Node:
+    """The layer with an affine map of its output channels behind it; each a vector, ``[O]``, a number, or None."""
+    weight, bias = layer.weight, layer.bias
+    if scale is not None and bias is not None:
+        bias = g(aten.mul.Tensor, bias, scale)
+    if shift is not None:
+        bias = g(aten.add.Tensor, bias, shift) if bias is not None else bias_of(g, layer, shift)
+    if scale is not None:
+        weight = scaled_outputs(g, layer, scale)
+    return with_weights(g, layer, layer.input, weight, bias)
+
+
 def is_number(vector: Node | float) -> bool:
     """Whether it is a number, or a constant of no dimensions, and not one element for each channel."""
     return not isinstance(vector, Node) or value(vector).dim() == 0
