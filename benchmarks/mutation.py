@@ -67,6 +67,7 @@ MORE_TESTS = {
         "tests/passes/test_fold_batch_norm.py",
         "tests/passes/test_fold_bias_map.py",
         "tests/passes/test_fold_layer_scale.py",
+        "tests/passes/test_fold_parts.py",
         *_EXPLAINED,
         "tests/passes/test_behind.py",
     ),

@@ -111,6 +111,18 @@ def scaled_outputs(g: Builder, layer: Layer, scale: Node | float) -> Node:
     return g(aten.reshape.default, product, shape)
 
 
+def mapped(g: Builder, layer: Layer, scale: Node | float | None, shift: Node | float | None) -> Node:
+    """The layer with an affine map of its output channels behind it; each a vector, ``[O]``, a number, or None."""
+    weight, bias = layer.weight, layer.bias
+    if scale is not None and bias is not None:
+        bias = g(aten.mul.Tensor, bias, scale)
+    if shift is not None:
+        bias = g(aten.add.Tensor, bias, shift) if bias is not None else bias_of(g, layer, shift)
+    if scale is not None:
+        weight = scaled_outputs(g, layer, scale)
+    return with_weights(g, layer, layer.input, weight, bias)
+
+
 def is_number(vector: Node | float) -> bool:
     """Whether it is a number, or a constant of no dimensions, and not one element for each channel."""
     return not isinstance(vector, Node) or value(vector).dim() == 0
@@ -179,11 +191,12 @@ def with_weights(g: Builder, layer: Layer, x: Node, weight: Node, bias: Node | N
     if bias is not None:
         bias = cast(g, bias, dtype if layer.bias is None else value(layer.bias).dtype)
     if isinstance(layer, Linear):
+        rows = value(x).dim() == 2
         if layer.stored_transposed and bias is None:
-            return g(aten.mm.default if value(x).dim() == 2 else aten.matmul.default, x, weight)
-        if layer.stored_transposed:
+            return g(aten.mm.default if rows else aten.matmul.default, x, weight)
+        if layer.stored_transposed and rows:
             return g(aten.addmm.default, bias, x, weight)
-        return g(aten.linear.default, x, weight, bias)
+        return g(aten.linear.default, x, g(aten.t.default, weight) if layer.stored_transposed else weight, bias)
     changed = {**arguments(layer.node), "input": x, "weight": weight, "bias": bias}
     return g(layer.node.target, *changed.values())
 

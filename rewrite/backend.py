@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KEPT", "UNPROFITABLE_LIVE", "CompiledGraph", "Options", "refold", "reports", "torch_rewrite"]
 
-UNPROFITABLE_LIVE = ("fold-batch-norm-after", "fold-batch-norm-before", "fold-layer-scale")
+UNPROFITABLE_LIVE = (
+    "fold-batch-norm-after", "fold-behind-concatenation", "fold-batch-norm-before", "fold-layer-scale",
+)  # fmt: skip
 """Rules that the default pipeline leaves out where gradients are on: Inductor fuses a norm or a scale into what stands
 beside it, at no cost, where the algebra on the weights and its backward cost 15 % of a step of resnet18."""
 

@@ -189,7 +189,9 @@ def test_unknown_names_are_refused_with_the_nearest(blocked: nn.Module):
 def test_what_is_excluded_is_not_said_to_find_nothing(blocked: nn.Module):
     found = explain(blocked, IMAGE, exclude=("fold-batch-norm", "fold-constants"))
     assert not {"fold-batch-norm-after", "fold-constants"} & {rule.rule for rule in found.coverage}
-    assert found.notes[-1].startswith("fold-batch-norm-after, fold-batch-norm-before, fold-constants did not run")
+    assert found.notes[-1].startswith(
+        "fold-batch-norm-after, fold-behind-concatenation, fold-batch-norm-before, fold-constants did not run"
+    )
     assert "no rule finds" in str(explain(blocked, IMAGE, "fold-constants", exclude="fold-constants"))
 
 

@@ -7,7 +7,8 @@ r"""Constant affine maps of each channel, folded into the layers beside them.
   :mod:`~passes.fold_affine.moves`, which maps pass these.
 - :mod:`~passes.fold_affine.vectors`: coefficients over a layer's channels, as weight algebra.
 - :mod:`~passes.fold_affine.region`: what else reads the layer, and must not notice.
-- :mod:`~passes.fold_affine.behind` and :mod:`~passes.fold_affine.before`: a map behind a layer, or before layers.
+- :mod:`~passes.fold_affine.behind` and :mod:`~passes.fold_affine.before`: a map behind a layer, or before layers;
+  :mod:`~passes.fold_affine.parts`: one behind layers that are concatenated.
 - :mod:`~passes.fold_affine.cancellation`: why a shift of the model's input may have to stay.
 - :mod:`~passes.fold_affine.batch_norm`, :mod:`~passes.fold_affine.layer_scale`, :mod:`~passes.fold_affine.shift`,
   :mod:`~passes.fold_affine.norm_affine`, :mod:`~passes.fold_affine.bias_map`: the rules.
@@ -26,6 +27,7 @@ from passes.fold_affine.batch_norm import FoldBatchNorm, FoldBatchNormAfter, Fol
 from passes.fold_affine.bias_map import FoldBiasMap
 from passes.fold_affine.layer_scale import FoldInputScale, FoldLayerScale
 from passes.fold_affine.norm_affine import FoldNormAffine
+from passes.fold_affine.parts import FoldBehindConcatenation
 from passes.fold_affine.shift import FoldInputShift, FoldShift
 from rewrite.pipeline import Pass
 
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from rewrite.rule import Rule
 
 __all__ = [
-    "FoldAffine", "FoldBatchNorm", "FoldBatchNormAfter", "FoldBatchNormBefore", "FoldBiasMap", "FoldInputScale",
-    "FoldInputShift", "FoldLayerScale", "FoldNormAffine", "FoldShift",
+    "FoldAffine", "FoldBatchNorm", "FoldBatchNormAfter", "FoldBatchNormBefore", "FoldBehindConcatenation",
+    "FoldBiasMap", "FoldInputScale", "FoldInputShift", "FoldLayerScale", "FoldNormAffine", "FoldShift",
 ]  # fmt: skip
 
 
@@ -43,8 +45,8 @@ class FoldAffine(Pass):
     """Fold batch norms, factors, shifts, and parameters of norms over features into the layers beside them."""
 
     def rules(self) -> tuple[Rule, ...]:
-        """Those for a map behind a layer come first: they leave nothing behind."""
+        """Those for a map behind layers come first: they leave nothing behind."""
         return (
-            FoldBatchNormAfter(), FoldLayerScale(), FoldShift(),
+            FoldBatchNormAfter(), FoldLayerScale(), FoldShift(), FoldBehindConcatenation(),
             FoldBatchNormBefore(), FoldInputScale(), FoldInputShift(), FoldBiasMap(), FoldNormAffine(),
         )  # fmt: skip

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from passes import layout
 from passes.fold_affine.before import Before, Reader
 from passes.fold_affine.behind import Behind, Way
+from passes.fold_affine.parts import FoldBehindConcatenation
 from passes.fold_affine.reading import read_norm
-from passes.obstruction import is_layer, obstruction
-from rewrite.ops import Concatenation, value, view_as
+from passes.obstruction import obstruction
+from rewrite.ops import value
 from rewrite.pipeline import Pass
-from rewrite.provenance import function_name
 from rewrite.rule import Fidelity, Miss, Refusal, Rule
 
 if TYPE_CHECKING:
@@ -47,11 +47,6 @@ class FoldBatchNormAfter(Behind):
             refusal = refusal or found.refusal("the norm", mapped.size)
             return Miss(self.name, mapped.node, refusal, (found.layer.node, *nodes))
         source = layout.below(mapped.input, 1)[0]
-        parts = view_as(source, Concatenation)
-        if parts is not None and parts.dim == 1 and all(map(is_layer, parts.inputs)):
-            refusal = refusal or Refusal(f"{function_name(source)} stands between the layers and the norm", source,
-                                         "give each of them a norm of its own")  # fmt: skip
-            return Miss(self.name, mapped.node, refusal, (*parts.inputs, *nodes))
         neither = Refusal("it follows neither a convolution nor a linear layer", source,
                           "put it right behind a convolution or a linear layer")  # fmt: skip
         return Miss(self.name, mapped.node, refusal or neither, nodes)
@@ -89,8 +84,8 @@ class FoldBatchNorm(Pass):
     """Fold every evaluated batch norm that stands beside a layer of constant weights into that layer."""
 
     def rules(self) -> tuple[Rule, ...]:
-        """The layer before the norm is preferred to the ones after it."""
-        return FoldBatchNormAfter(), FoldBatchNormBefore()
+        """The layers before the norm are preferred to the ones after it."""
+        return FoldBatchNormAfter(), FoldBehindConcatenation(norms_only=True), FoldBatchNormBefore()
 
 
 def _channels_of(mapped: Map) -> str:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch.fx import Node
 
 from passes import affine
 from passes.fold_affine.channels import Channels, Move, along, through
-from passes.fold_affine.moves import passes
+from passes.fold_affine.moves import FARTHEST, passes
+from passes.fold_affine.parts import joined
 from passes.fold_affine.region import Region, region
 from passes.fold_affine.vectors import spread
 from passes.memory import sharing_refusal, strides_refusal
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from rewrite.fragment import Builder
     from rewrite.graph import Graph
     from rewrite.ops import View
-
-aten = torch.ops.aten
-FARTHEST = 12
-"""So many operators that move channels may stand between a layer and a map."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,8 @@ class Behind(Rule, abstract=True):
             if isinstance(found, Match):
                 return found
             first = first or found
-        return first or self.without_layer(graph, mapped)
+        # what a concatenation joins is the concern of a rule of its own
+        return first or (None if joined(mapped) is not None else self.without_layer(graph, mapped))
 
     def without_layer(self, graph: Graph, mapped: Map) -> Miss | None:
         """The miss of a map between which and a layer something stands; a number is part of too much to be one."""
@@ -155,19 +152,11 @@ class Behind(Rule, abstract=True):
         mapped, layer, where = match.mapped, match.layer, match.region
         assert isinstance(where, Region)
         scale, shift = mapped.coefficients(g)
-        weight, bias = layer.weight, layer.bias
         if scale is not None:
             scale = spread(g, scale, mapped.dims, match.channels, 1.0, layer.weight)
         if shift is not None:
             shift = spread(g, shift, mapped.dims, match.channels, 0.0, layer.weight)
-        if scale is not None and bias is not None:
-            bias = g(aten.mul.Tensor, bias, scale)
-        if shift is not None:
-            bias = g(aten.add.Tensor, bias, shift) if bias is not None else affine.bias_of(g, layer, shift)
-        if scale is not None:
-            weight = affine.scaled_outputs(g, layer, scale)
-        made = affine.with_weights(g, layer, layer.input, weight, bias)
-        return where.replay(g, {layer.node: made}, mapped)
+        return where.replay(g, {layer.node: affine.mapped(g, layer, scale, shift)}, mapped)
 
 
 def _arrived(way: Way) -> Channels | None:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from passes import affine
 from passes.fold_affine.before import Before, Reader, readers
+from passes.fold_affine.parts import FoldBehindConcatenation
 from passes.fold_affine.reading import read_factor, read_norm, read_shift
 from rewrite.ops import Convolution, arguments, value
 from rewrite.rule import Fidelity, Match, Miss, Refusal
@@ -85,6 +86,11 @@ def _is_mapped(graph: Graph, node: Node) -> bool:
         items = [reader, *reader.users]
         maps = (read_norm(item) or read_factor(graph, item) or read_shift(graph, item) for item in items)
         if any(found is not None and found.input is node and found.refusal(graph) is None for found in maps):
+            return True
+        # a norm behind a concatenation is the item of a tuple, one user further
+        further = [item for user in reader.users for item in (user, *user.users)]
+        joined = FoldBehindConcatenation().find(graph, further)
+        if any(isinstance(found, Match) and node in found.nodes for found in joined):
             return True
     return False
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from passes.fold_affine.maps import Map
     from rewrite.ops import View
 
+FARTHEST = 12
+"""So many operators that move channels may stand between a layer and a map."""
+
 
 def passes(move: View, mapped: Map) -> bool:
     """Whether it is the same to map each channel before an operator that moves values and behind it.

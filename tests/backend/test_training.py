@@ -7,6 +7,7 @@ off, for the two would draw them in another order.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -119,12 +120,24 @@ def test_dropout_stays_random():
     assert len(log.rewritten()) == 1
 
 
-def test_norms_stay_where_weights_are_trained_unless_asked_for():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double().eval()
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 1, 3), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.a(x), self.b(x)], 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "rule"), [(lambda: nn.Conv2d(3, 4, 3), "fold-batch-norm-after"), (Joined, "fold-behind-concatenation")]
+)
+def test_norms_stay_where_weights_are_trained_unless_asked_for(layer: Callable[[], nn.Module], rule: str):
+    model = nn.Sequential(layer(), nn.BatchNorm2d(4)).double().eval()
     nn.init.normal_(model[1].running_mean)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    for options, rewrites in (({}, []), ({"pipeline": "fold-batch-norm"}, ["fold-batch-norm-after"])):
+    for options, rewrites in (({}, []), ({"pipeline": "fold-batch-norm"}, [rule])):
         torch._dynamo.reset()
         log, fast = Log(), compiled(model, **options)
         found = torch.autograd.grad(fast(x).square().sum(), list(model.parameters()))

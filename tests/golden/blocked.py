@@ -147,16 +147,16 @@ class SharedNorm(nn.Module):
 
 
 class JoinedParts(nn.Module):
-    def __init__(self, mended: bool = False) -> None:
+    def __init__(self, other: nn.Module | None = None) -> None:
         super().__init__()
-        self.a, self.b, self.mended = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), mended
-        self.norm = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)]) if mended else nn.BatchNorm2d(8)
+        self.a, self.b, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(8)
+        self.other = other
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mended:
-            return torch.cat([self.norm[0](self.a(x)), self.norm[1](self.b(x))], 1)
-        y = torch.cat([self.a(x), self.b(x)], 1)
-        return self.norm(y)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.a(x)
+        other = y if self.other is None else self.other(x)
+        joined = torch.cat([y, self.b(x)], 1)
+        return self.norm(joined), other.sigmoid()
 
 
 class Scaled(nn.Module):
@@ -307,6 +307,7 @@ def pool(counts: bool) -> nn.Module:
 
 
 AFTER, BEFORE, SCALE, MERGE = "fold-batch-norm-after", "fold-batch-norm-before", "fold-layer-scale", "merge-branches"
+JOINED = "fold-behind-concatenation"
 
 CASES: dict[str, Case] = {
     "norm_in_training": Case(
@@ -364,8 +365,8 @@ CASES: dict[str, Case] = {
         ((2, 4, 6, 5), (4, 4, 3, 3)),
     ),
     "norm_of_joined_parts": Case(
-        AFTER, JoinedParts, lambda: JoinedParts(mended=True),
-        "cat stands between the layers and the norm", "give each of them a norm of its own", "torch.cat(",
+        JOINED, JoinedParts, lambda: JoinedParts(conv(3, padding=1)),
+        "conv2d in 'a' is also read elsewhere", "let sigmoid (", "other.sigmoid()",
     ),
     "norm_before_padding": Case(
         BEFORE, lambda: Chain(nn.BatchNorm2d(4), conv(3, padding=1), nn.ReLU()),

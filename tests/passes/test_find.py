@@ -24,7 +24,8 @@ class Part(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(5))
+        self.halves = nn.ModuleList(nn.Conv2d(4, 2, size, padding=size // 2) for size in (1, 3))
         self.scale = nn.Parameter(torch.rand(4, 1, 1))
         self.drop = nn.Dropout()
 
@@ -32,6 +33,8 @@ class Part(nn.Module):
         x = self.norms[0](self.layers[0](x)).relu().relu()
         x = self.norms[1](self.layers[1](x).tanh()) + self.layers[2](x) * self.scale
         x = self.layers[3](x) * (self.scale + 1) + self.layers[4](x)
+        x = self.norms[4](torch.cat([half(x) for half in self.halves], 1)) * torch.cat([self.halves[0](x)] * 2, 1)
+        x = torch.cat([self.halves[0](x), x[:, 2:].sin()], 1) + self.scale
         x = self.drop(x.tanh() * self.scale) * 1 + 0
         x = x.flatten(1).unflatten(1, (4, 8, 8)).permute(0, 2, 3, 1).permute(0, 3, 1, 2)
         x = torch.cat([(x.sin() * x.sin()).neg().neg(), x.clone()])[:, :4]

@@ -61,6 +61,7 @@ PLAIN: dict[str, tuple[nn.Module, Forward]] = {
     ),
     "one output channel": (conv(4, 1, 3), lambda self, x: self.layer(x) * self.one),
     "a matrix": (nn.Linear(5, 6), lambda self, x: torch.mm(x[0, 0], self.layer.weight.T) * 2 + self.vector),
+    "tokens times a matrix": (nn.Linear(5, 6), lambda self, x: x @ self.layer.weight.T * 2 + self.vector),
     "pooled": (conv(4, 6, 3), lambda self, x: F.avg_pool2d(self.layer(x), 2) * self.vector[:, None, None]),
     "averaged": (conv(4, 6, 3), lambda self, x: self.layer(x).mean((2, 3)) + self.vector),
     "padded": (conv(4, 6, 3), lambda self, x: F.pad(self.layer(x), [1, 1]) * self.vector[:, None, None]),

@@ -411,18 +411,15 @@ def test_a_permutation_is_not_blamed_for_what_else_stands_between():
     assert "relu stands between the layer and the norm" in refusals(model, torch.randn(2, 3, 6, 6))
 
 
-def test_the_norm_of_joined_layers_is_told_to_part():
+def test_the_norm_of_joined_layers_goes_into_all_of_them():
     def forward(self: Block, x: Tensor) -> Tensor:
         return self.norm(torch.cat([self.a(x), self.b(x)], 1))
 
-    model = Block(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(6))
-    assert "cat stands between the layers and the norm" in refusals(model, torch.randn(2, 3, 6, 6))
-
-    def other(self: Block, x: Tensor) -> Tensor:
-        return self.norm(torch.cat([self.a(x), self.b(x).relu()], 1))
-
-    model = Block(other, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(6))
-    assert "it follows neither a convolution nor a linear layer" in refusals(model, torch.randn(2, 3, 6, 6))
+    model = scatter(Block(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(6)))
+    x = torch.randn(2, 3, 6, 6)
+    result = rewrite(model, FoldBatchNorm(), x)
+    assert result.operators == ["conv2d", "conv2d", "cat"]
+    assert_exact(result, model, x)
 
 
 def test_a_second_run_finds_nothing():
