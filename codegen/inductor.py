@@ -83,7 +83,9 @@ class Inductor:
         tensors = [i for i in range(len(inputs)) if i not in literals]
         examples = [_like(tensor) for tensor in (*(inputs[i] for i in tensors), *(weights[n] for n in arguments))]
         results = _results(module, examples)
-        if frozen:
+        if frozen and torch.is_autocast_enabled("cpu"):
+            native.undo(module, examples)  # our kernels compute in float32, which is not what is asked for
+        elif frozen:
             native.bind(module, examples, self._target)
             native.join(module)
         if not frozen:

@@ -63,6 +63,8 @@ class Lowered:
         seconds: what lowering took.
         frozen: whether values of weights are baked in.
         choice: how it was chosen, None where nothing was timed.
+        distance: under autocast: how far the results of the call that it was lowered for are from those without, as
+            the norm of the difference relative to the norm; None where that is not known.
     """
 
     lowering: str
@@ -70,6 +72,8 @@ class Lowered:
     seconds: float
     frozen: bool
     choice: Choice | None = None
+    distance: float | None = None
 
     def __str__(self) -> str:
-        return self.lowering if self.choice is None else f"{self.lowering}: {self.choice}"
+        text = self.lowering if self.choice is None else f"{self.lowering}: {self.choice}"
+        return text if self.distance is None else f"{text}, under autocast {100 * self.distance:.2g} % off in norm"

@@ -22,6 +22,8 @@ class Verdict:
         seconds: wall time.
         error: the largest error of new as a fraction of what was allowed.
         note: for an acceptance: what it does not cover ("holds at the recorded sizes only", "shapes only").
+        distances: of whole models: how far new and old are from float64, as the norm of the difference relative to the
+            norm of the result, the largest of all outputs; None where that is not known.
     """
 
     accepted: bool
@@ -30,6 +32,7 @@ class Verdict:
     seconds: float = 0.0
     error: float = 0.0
     note: str = ""
+    distances: tuple[float, float] | None = None
 
 
 class Verifier(Protocol):

@@ -15,6 +15,7 @@ convolution is computed while its sums are in registers.
 - :mod:`codegen.native.transforms`: depthwise convolutions in the frequency domain, which are one call
 - :mod:`codegen.native.calls`: an operator of ours in the place of a node
 - :mod:`codegen.native.binding`: puts them where they are faster
+- :mod:`codegen.native.undoing`: Winograd's algorithm undone where our kernels do not belong
 - :mod:`codegen.native.parts`: kernels whose results are concatenated do what follows the concatenation
 - :mod:`codegen.native.sequences`: one call of those that follow each other, :mod:`codegen.native.runs`, with
   :mod:`codegen.native.places` for what is between them
@@ -25,6 +26,7 @@ from __future__ import annotations
 from codegen.native.binding import bind
 from codegen.native.library import available, begin, identity
 from codegen.native.sequences import join
+from codegen.native.undoing import undo
 from rewrite.cplusplus import supported
 
-__all__ = ["available", "begin", "bind", "identity", "join", "supported"]
+__all__ = ["available", "begin", "bind", "identity", "join", "supported", "undo"]

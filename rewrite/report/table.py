@@ -188,7 +188,11 @@ def _verification(verdict: Verdict | None) -> str:
     spent = f"{verdict.draws} draw{'s' * (verdict.draws != 1)}, {_seconds(verdict.seconds)}"
     if not verdict.accepted:
         return f"the whole model does NOT agree with the source: {verdict.reason} ({spent})"
-    return f"the whole model agrees with the source; its error is {verdict.error:.2g} of what is allowed ({spent})"
+    text = f"the whole model agrees with the source; its error is {verdict.error:.2g} of what is allowed"
+    if verdict.distances is not None:
+        new, old = verdict.distances
+        text += f"; in norm it is {new:.1e} from float64, and the source {old:.1e}"
+    return f"{text} ({spent})"
 
 
 def _split(report: Report) -> str:

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from rewrite import compat
+from rewrite.distance import farthest
 from rewrite.events import emit
+from rewrite.graph import is_random
 from rewrite.lowered import Chosen, Lowered
+from rewrite.lowering import run_eagerly
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rewrite.lowering import Lowering
+    from rewrite.lowering import Executable, Lowering
     from rewrite.result.specialize import Specialization
 
 
@@ -75,7 +79,8 @@ class Lowerings:
             emit("lowered", f"{lowering.name} compiled for {sizes} in {spent:.2f} s", lowering=lowering.name,
                  sizes=sizes, seconds=spent, frozen=frozen)  # fmt: skip
             choice = run.choice if isinstance(run, Chosen) else None
-            lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice)
+            away = _distance(special, run, flat, tensors) if compat.is_any_autocast() else None
+            lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice, away)
         except Exception as error:  # the compiler is not ours, and the program runs without it
             self.lowering = None
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -100,3 +105,16 @@ class Lowerings:
         """Keep weights as arguments from now on, if they changed behind a frozen plan and nobody asked for it."""
         if not self.announced and any(plan.frozen for plan in plans):
             self.live = True
+
+
+def _distance(special: Specialization, run: Executable, flat: list[Any], weights: tuple[Tensor, ...]) -> float | None:
+    """How far an executable's results under autocast are from those of the program without; None for random ones."""
+    graph = special.graph
+    if any(is_random(node) for node in graph.nodes):
+        return None
+    with neutral(autocast=True):
+        found = run(flat, weights)
+    with neutral():
+        pairs = zip(flat, (node.meta["val"] for node in graph.inputs), strict=True)
+        inputs = [value.to(known.dtype) if isinstance(value, Tensor) else value for value, known in pairs]
+        return farthest(found, run_eagerly(graph, special.names)(inputs, weights))

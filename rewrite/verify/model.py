@@ -90,18 +90,17 @@ def verify_model(
     with torch.no_grad():
         expected, found = _call(source, graph, flat, spec), _call(program, graph, flat, spec)
         failure = _structure(expected, found) or _sharing(graph, expected, found, list(weights))
-        draws, error, note = 1, 0.0, ""
+        judgement = Judgement(failure, 0.0, 1, "")
         if not failure:
             random = any(is_random(node) for node in graph.nodes)
             if random:
-                note = "the model draws random numbers: only shapes and dtypes are compared"
+                judgement = Judgement("", 0.0, 1, "the model draws random numbers: only shapes and dtypes are compared")
             else:
                 judgement = _values(
                     lambda inputs: _call(source, graph, inputs, spec).values,
                     expected.values, found.values, graph, flat, reference,
                 )  # fmt: skip
-                failure, draws, error, note = judgement.failure, judgement.calls, judgement.error, judgement.note
-    return Verdict(not failure, failure, draws, time.perf_counter() - started, error, note)
+    return _verdict(judgement, time.perf_counter() - started)
 
 
 def verify_recorded(
@@ -129,8 +128,12 @@ def verify_recorded(
         judgement = Judgement(failure, 0.0, 1, "")
         if not failure and not random:
             judgement = _values(run, found, recorded, graph, flat)
-    spent = time.perf_counter() - started
-    return Verdict(not judgement.failure, judgement.failure, judgement.calls, spent, judgement.error, judgement.note)
+    return _verdict(judgement, time.perf_counter() - started)
+
+
+def _verdict(judgement: Judgement, seconds: float) -> Verdict:
+    failure, calls, error, note = judgement.failure, judgement.calls, judgement.error, judgement.note
+    return Verdict(not failure, failure, calls, seconds, error, note, judgement.distances)
 
 
 def _lost(i: int, recorded: Any, found: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rewrite import evaluate
+from rewrite.distance import farthest
 from rewrite.verify.rounding import Arithmetic
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class Judgement:
         error: the largest error as a fraction of what is allowed.
         calls: how many calls of the model it rests on.
         note: what it does not cover.
+        distances: how far the program and the model are from float64, as :attr:`rewrite.verdict.Verdict.distances`.
     """
 
     failure: str
     error: float
     calls: int
     note: str
+    distances: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,21 @@ def judge(model: Sample, news: Sequence[Any], nudged: Sequence[Sample], notes: S
         for old in model.outputs
     ):
         return Judgement(NOTHING_FINITE, 0.0, calls, "")
-    return Judgement("", error, calls, "; ".join(dict.fromkeys(notes)))
+    return Judgement("", error, calls, "; ".join(dict.fromkeys(notes)), _distances(model, news))
+
+
+def _distances(model: Sample, news: Sequence[Any]) -> tuple[float, float] | None:
+    """The largest over all outputs that float64 is a reference of; None where it is of none."""
+    if model.truths is None:
+        return None
+    trusted = [i for i, old in enumerate(model.outputs) if _has_fractions(old) and _trusted(*model.output(i))]
+    truths = [model.truths[i] for i in trusted]
+    new, old = (farthest([values[i] for i in trusted], truths) for values in (news, model.outputs))
+    return None if new is None or old is None else (new, old)
+
+
+def _has_fractions(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 @dataclass(frozen=True)
