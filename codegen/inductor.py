@@ -84,7 +84,9 @@ class Inductor:
         examples = [_like(tensor) for tensor in (*(inputs[i] for i in tensors), *(weights[n] for n in arguments))]
         results = _results(module, examples)
         if frozen and torch.is_autocast_enabled("cpu"):
-            native.undo(module, examples)  # our kernels compute in float32, which is not what is asked for
+            with compat.without_autocast():  # the program was written for other dtypes than it has under it
+                native.undo(module, examples)
+                native.bind(module, examples, self._target, layers=False)
         elif frozen:
             native.bind(module, examples, self._target)
             native.join(module)

@@ -37,7 +37,9 @@ TIE = 0.03
 """The part of its time that one over images may lose: beside others it is a part of one call, and saves more."""
 
 
-def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, keep_strides: bool = True) -> int:
+def bind(
+    module: GraphModule, examples: Sequence[Any], target: Target | None, keep_strides: bool = True, layers: bool = True
+) -> int:
     """Let a flat module call our kernels where they are faster; how many it calls.
 
     Squeeze-and-excitation is not timed: what is there instead makes the same passes over memory, in four calls.
@@ -50,13 +52,14 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
         examples: one for each of its arguments; only their metadata is read.
         target: measures, or recalls what it has measured; None for Winograd's algorithm alone.
         keep_strides: whether results of the module have the strides that they had.
+        layers: whether all of that; else transforms alone, of what is converted to float32, as under autocast.
     """
     if target is None and not any(node.args[:1] == (PRODUCT,) for node in module.graph.nodes):
         return 0
     record(module, examples)
-    excited = excitations(module) if target is not None else []
+    excited = excitations(module) if layers and target is not None else []
     transformed = circular_convolutions(module) if target is not None else []
-    found = sites(module, {node for one in excited for node in one.taken})
+    found = sites(module, {node for one in excited for node in one.taken}) if layers else []
     if not (found or excited or transformed) or not available():
         return 0
     ends = time.perf_counter() + (target.allowance if target is not None else 0.0)
@@ -71,6 +74,7 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
         calls[one.node] = put(module, one, number)
     for number, circle in enumerate(transformed):
         x = calls.get(circle.input, circle.input)
+        x = x if layers else _in_float32(circle, x)
         calls[circle.node] = put_transform(module, circle, x, number, leaves(circle.node))
     for number, (site, kernel) in enumerate(chosen):
         kernel = kernel.leaving() if leaves(site.node) else kernel
@@ -84,6 +88,12 @@ def bind(module: GraphModule, examples: Sequence[Any], target: Target | None, ke
     count = len(chosen) + len(excited) + len(transformed)
     emit("native-bound", f"{count} layers call kernels of our own", count=count)
     return count
+
+
+def _in_float32(circle: CircularConvolution, x: Node) -> Node:
+    """What a transform reads, converted where something else gives less than that."""
+    with x.graph.inserting_before(circle.node):
+        return x.graph.call_function(aten._to_copy.default, (x,), {"dtype": torch.float32})
 
 
 def faster(module: GraphModule, site: Site, target: Target | None, ends: float) -> Kernel | None:

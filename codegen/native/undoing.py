@@ -10,7 +10,6 @@ import torch
 from codegen.native.calls import insert, take_over
 from codegen.native.layouts import Layouts
 from codegen.native.sites import constant, sites
-from rewrite import compat
 from rewrite.lowering import record
 from rewrite.ops import value
 from rewrite.winograd import PRODUCT, TAPS, WinogradConvolution, evaluation
@@ -33,13 +32,6 @@ def undo(module: GraphModule, examples: Sequence[Any]) -> int:
     """
     if not any(node.args[:1] == (PRODUCT,) for node in module.graph.nodes):
         return 0
-    with compat.without_autocast():  # the recorded values are those that the graph was written for
-        count = _undo(module, examples)
-    module.recompile()
-    return count
-
-
-def _undo(module: GraphModule, examples: Sequence[Any]) -> int:
     record(module, examples)
     layers = [site.layer for site in sites(module) if isinstance(site.layer, WinogradConvolution)]
     strides = Layouts(True)
@@ -60,6 +52,7 @@ def _undo(module: GraphModule, examples: Sequence[Any]) -> int:
         take_over(layer.node, insert(module, layer.node, aten.conv2d.default, arguments, f"undone_{number}"))
     module.graph.eliminate_dead_code()
     record(module, examples, strides.keep)
+    module.recompile()
     return len(layers)
 
 

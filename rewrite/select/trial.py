@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rewrite.lowering import Executable, Lowering
 
 _SECONDS = 4.0
+_HOPELESS = 3.0
+"""A program that takes so many times longer is not run again and again, for it would disturb the other one."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def compare(before: Graph, after: Graph, inputs: Sequence[Any], lowering: Loweri
         seconds.append(time.perf_counter() - started)
     calls = {name: _bound(*entry, inputs) for name, entry in zip(("before", "after"), runs, strict=True)}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        found = settled(calls, rounds=9, seconds=_SECONDS)
+        found = settled(calls, rounds=9, seconds=_SECONDS, hopeless=_HOPELESS)
     if found is None:
         return Trial(None, None, 0.0, runs[0][0], seconds[0])
     ms = {name: timing.median for name, timing in found.timings.items()}

@@ -228,3 +228,22 @@ def test_compiled_programs_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
     assert bound
     assert set(bound) == {4}
+
+
+def test_under_autocast_transforms_alone_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compute in float32 in any case, also what a layer gives in half precision."""
+    lowering = Inductor(Scripted(price=ours))
+    monkeypatch.setattr("codegen.default_lowering", lambda target=None: lowering)
+    model = nn.Sequential(nn.Conv1d(9, 5, 3, padding=1), Filter(), nn.Conv1d(5, 8, 1), nn.ReLU()).eval()
+    x = torch.randn(2, 9, 14)
+    bound: list[int] = []
+    bind = native.bind
+    monkeypatch.setattr(native, "bind", lambda *args, **kwargs: bound.append(found := bind(*args, **kwargs)) or found)
+    fast = optimize(model, x, pipeline="simplify, fold-constants")
+    bound.clear()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = fast(x), model(x)
+    assert bound == [1]
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2)
+    assert fast.lowerings[-1].lowering == lowering.name
