@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     from rewrite.graph import Graph
     from rewrite.select.sites import Site
+    from rewrite.target import Speeds
 
 LEAST_MARGIN = 0.03
 """An alternative has to be faster by so much at least, whatever the noise: parts are timed by themselves."""
 
 _BYTES_PER_SECOND = 2e9
-"""What a conversion moves on a machine that was too busy to be measured."""
+"""What a conversion reads and writes on a machine that was too busy to be measured."""
 
 CONVERSIONS: Mapping[Layout, str] = {Layout.FIRST: "channels-first", Layout.LAST: "channels-last"}
 """The rules that convert what a convolution reads, by the layout that they convert to."""
@@ -44,7 +45,7 @@ class Decision:
 
 
 def decide(
-    graph: Graph, worlds: Worlds, sites: Mapping[Node, Site], converting: Collection[Node], rate: float | None
+    graph: Graph, worlds: Worlds, sites: Mapping[Node, Site], converting: Collection[Node], speeds: Speeds | None
 ) -> dict[Node, Decision]:
     """The decisions that together take the least time.
 
@@ -53,9 +54,9 @@ def decide(
         worlds: its values in both layouts.
         sites: what has been measured.
         converting: operators whose inputs can be converted to another layout by a rewrite.
-        rate: bytes in a second that a conversion reads and writes; None where that is not known.
+        speeds: of the device; None where they are not known.
     """
-    problem = _Problem(graph, worlds, sites, converting, rate or _BYTES_PER_SECOND)
+    problem = _Problem(graph, worlds, sites, converting, speeds)
     _, labels = problem.energy.minimize()
     return {node: problem.decision(site, labels) for node, site in sites.items()}
 
@@ -64,9 +65,14 @@ class _Problem:
     """The costs of one program over the layouts of its values."""
 
     def __init__(
-        self, graph: Graph, worlds: Worlds, sites: Mapping[Node, Site], converting: Collection[Node], rate: float
+        self,
+        graph: Graph,
+        worlds: Worlds,
+        sites: Mapping[Node, Site],
+        converting: Collection[Node],
+        speeds: Speeds | None,
     ):
-        self.graph, self.worlds, self.sites, self.rate = graph, worlds, sites, rate
+        self.graph, self.worlds, self.sites, self.speeds = graph, worlds, sites, speeds
         self.energy = Energy()
         self.ports: dict[Node, object] = {}  # the layout in which a site reads its inputs
         for node in graph.inputs:
@@ -87,7 +93,8 @@ class _Problem:
 
     def conversion(self, value: Node) -> int:
         """Nanoseconds of a conversion of a value from one layout to the other."""
-        return round(2e9 * self.worlds.bytes(value) / self.rate)
+        size = self.worlds.bytes(value)
+        return round(1e9 * (2 * size / _BYTES_PER_SECOND if self.speeds is None else self.speeds.conversion(size)))
 
     def variables(self, node: Node) -> list[Node]:
         """The operands that have a layout; of one of several results, those of what gives them."""

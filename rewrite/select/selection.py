@@ -109,9 +109,7 @@ class Selection:
         self.complete = self.complete and survey.complete
         if not any(node in offers or node in converting for node in survey.found):
             return {}, {}
-        speeds = self.target.speeds
-        rate = None if speeds is None else speeds.converted
-        return decide(graph, worlds, survey.found, converting, rate), survey.found
+        return decide(graph, worlds, survey.found, converting, self.target.speeds), survey.found
 
 
 def _make(run: StepRun, name: str, node: Node, offer: Offer | None) -> bool:

@@ -22,6 +22,10 @@ _HOPELESS = 3.0
 """What takes so many times longer than the fastest contender is not timed in earnest."""
 
 
+SMALL = 1 << 20
+"""Bytes of a value that is copied within the caches of a processor."""
+
+
 @dataclass(frozen=True)
 class Speeds:
     """What a device does at its best.
@@ -29,10 +33,16 @@ class Speeds:
     Attributes:
         rates: of a large product of float32 matrices, and of a plain copy.
         converted: bytes that a copy from channels first to channels last reads and writes in a second.
+        small: the same of a copy of :data:`SMALL` bytes, which stay in a cache.
     """
 
     rates: Rates
     converted: float
+    small: float
+
+    def conversion(self, size: int) -> float:
+        """Seconds in which a value of so many bytes is copied from one layout to the other."""
+        return 2 * size / (self.small if size <= SMALL else self.converted)
 
 
 @dataclass(frozen=True)
@@ -113,13 +123,19 @@ class Target:
         x = torch.full((4, channels, side, side), 0.5, device=self.device)
         y = torch.empty_like(x)
         last = torch.empty_like(x, memory_format=torch.channels_last)
-        contenders = {"product": lambda: a @ a, "copy": lambda: y.copy_(x), "transpose": lambda: last.copy_(x)}
+        few = torch.full((1, channels, side // 2, side // 2), 0.5, device=self.device)
+        few_last = torch.empty_like(few, memory_format=torch.channels_last)
+        contenders = {
+            "product": lambda: a @ a, "copy": lambda: y.copy_(x), "transpose": lambda: last.copy_(x),
+            "small transpose": lambda: few_last.copy_(few),
+        }  # fmt: skip
         found = self.measure("speeds", contenders, math.inf)
         if found is None:
             return None
-        moved = 2 * x.numel() * x.element_size() * 1e3
+        moved, little = (2e3 * tensor.numel() * tensor.element_size() for tensor in (x, few))
         ms = {name: max(number, 1e-6) for name, number in found.ms.items()}
-        return Speeds(Rates(2e3 * n**3 / ms["product"], moved / ms["copy"]), moved / ms["transpose"])
+        rates = Rates(2e3 * n**3 / ms["product"], moved / ms["copy"])
+        return Speeds(rates, moved / ms["transpose"], little / ms["small transpose"])
 
     def _key(self, what: str) -> str:
         return f"{self.name}\n{self.rounds} rounds: {what}"

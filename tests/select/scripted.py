@@ -23,7 +23,7 @@ class Scripted(Target):
     price: Callable[[str, str], float | None] = lambda what, name: 1.0
     noise: float = 0.0
     asked: list[str] = field(default_factory=list)
-    speeds = Speeds(Rates(), 1e9)  # type: ignore[assignment]
+    speeds = Speeds(Rates(), 1e9, 1e9)  # type: ignore[assignment]
 
     def measure(self, what: str, contenders: Mapping[str, Callable[[], Any]]) -> Measured | None:
         """The prices."""

@@ -142,7 +142,7 @@ def test_one_conversion_where_all_convolutions_gain_by_it():
 
 def test_no_conversion_where_it_costs_more_than_it_saves():
     target = Scripted(price=lambda what, name: 0.9999999 if layouts(what) == "last" else 1.0)
-    target.speeds = dataclasses.replace(target.speeds, converted=1e3)
+    target.speeds = dataclasses.replace(target.speeds, converted=1e3, small=1e3)
     assert not rules(made(Net().eval(), target))
 
 

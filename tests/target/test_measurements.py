@@ -153,7 +153,12 @@ def test_a_busy_machine_keeps_nothing(tmp_path, monkeypatch):
 
 def test_speeds_of_this_machine():
     speeds = Target(seconds=0.5).speeds
-    assert speeds is None or (speeds.rates.flops > 1e8 and speeds.rates.bytes > 1e7 and speeds.converted > 1e7)
+    assert speeds is None or (
+        speeds.rates.flops > 1e8
+        and speeds.rates.bytes > 1e7
+        and speeds.converted > 1e7
+        and speeds.conversion(1000) < 1e-3 < speeds.conversion(10**9)
+    )
 
 
 def test_files_are_json(tmp_path):
