@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rewrite.events import emit
 from rewrite.gain import Rates
@@ -22,7 +22,7 @@ _HOPELESS = 3.0
 """What takes so many times longer than the fastest contender is not timed in earnest."""
 
 
-SMALL = 1 << 20
+SMALL = 1 << 21
 """Bytes of a value that is copied within the caches of a processor."""
 
 
@@ -32,8 +32,8 @@ class Speeds:
 
     Attributes:
         rates: of a large product of float32 matrices, and of a plain copy.
-        converted: bytes that a copy from channels first to channels last reads and writes in a second.
-        small: the same of a copy of :data:`SMALL` bytes, which stay in a cache.
+        converted: bytes that a copy between channels first and channels last reads and writes in a second.
+        small: the same of less than :data:`SMALL` bytes, which stay in a cache.
     """
 
     rates: Rates
@@ -118,24 +118,30 @@ class Target:
     @cached_property
     def speeds(self) -> Speeds | None:
         """The speeds of the device, measured once; None on a machine that is too busy to tell."""
-        n, channels, side = 1024, 64, 128
+        # sides are no powers of two, for which rows of a transpose take one another's places in a cache
+        n, channels, side, small = 1024, 64, 240, 56
         a = torch.full((n, n), 0.5, device=self.device)
-        x = torch.full((4, channels, side, side), 0.5, device=self.device)
+        x, few = (torch.full((2, channels, size, size), 0.5, device=self.device) for size in (side, small))
         y = torch.empty_like(x)
-        last = torch.empty_like(x, memory_format=torch.channels_last)
-        few = torch.full((1, channels, side // 2, side // 2), 0.5, device=self.device)
-        few_last = torch.empty_like(few, memory_format=torch.channels_last)
         contenders = {
-            "product": lambda: a @ a, "copy": lambda: y.copy_(x), "transpose": lambda: last.copy_(x),
-            "small transpose": lambda: few_last.copy_(few),
+            "product": lambda: a @ a, "copy": lambda: y.copy_(x), "transpose": _transposing(x),
+            "small transpose": _transposing(few),
         }  # fmt: skip
-        found = self.measure("speeds", contenders, math.inf)
-        if found is None:
-            return None
+        ms: dict[str, float] = {}
+        for name, call in contenders.items():  # by themselves: each leaves others' data in the caches
+            found = self.measure(f"speed of a {name}", {name: call})
+            if found is None:
+                return None
+            ms[name] = max(found.ms[name], 1e-6)
         moved, little = (2e3 * tensor.numel() * tensor.element_size() for tensor in (x, few))
-        ms = {name: max(number, 1e-6) for name, number in found.ms.items()}
         rates = Rates(2e3 * n**3 / ms["product"], moved / ms["copy"])
-        return Speeds(rates, moved / ms["transpose"], little / ms["small transpose"])
+        return Speeds(rates, 2 * moved / ms["transpose"], 2 * little / ms["small transpose"])
 
     def _key(self, what: str) -> str:
         return f"{self.name}\n{self.rounds} rounds: {what}"
+
+
+def _transposing(x: Tensor) -> Callable[[], Any]:
+    """Copy channels first to channels last, and back."""
+    last, back = torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(x)
+    return lambda: back.copy_(last.copy_(x))
