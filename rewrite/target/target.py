@@ -18,6 +18,7 @@ from rewrite.target.measurements import Measurements
 from rewrite.timing import settled
 
 _NOISE = "noise"
+_TOLERANCE = 0.1
 _HOPELESS = 3.0
 """What takes so many times longer than the fastest contender is not timed in earnest."""
 
@@ -91,14 +92,14 @@ class Target:
         return Measured({name: number for name, number in found.items() if name != _NOISE}, found[_NOISE])
 
     def measure(
-        self, what: str, contenders: Mapping[str, Callable[[], Any]], hopeless: float = _HOPELESS
+        self, what: str, contenders: Mapping[str, Callable[[], Any]], tolerance: float = _TOLERANCE
     ) -> Measured | None:
         """Time contenders against one another, or recall how long they took.
 
         Args:
             what: what is measured, as text that is the same in every process and tells it from everything else.
             contenders: calls by name; the fastest one is timed twice in every round.
-            hopeless: those that take so many times longer are timed less often.
+            tolerance: how far the fastest one may differ from itself in a round that counts, relatively.
 
         Returns:
             None on a machine that is too busy to tell.
@@ -107,7 +108,7 @@ class Target:
         if known is not None:
             return known
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = settled(contenders, self.rounds, self.seconds, hopeless=hopeless)
+            found = settled(contenders, self.rounds, self.seconds, tolerance, hopeless=_HOPELESS)
         if found is None:
             emit("measurement-discarded", f"the machine is too busy to measure {what}", what=what)
             return None
@@ -129,7 +130,7 @@ class Target:
         }  # fmt: skip
         ms: dict[str, float] = {}
         for name, call in contenders.items():  # by themselves: each leaves others' data in the caches
-            found = self.measure(f"speed of a {name}", {name: call})
+            found = self.measure(f"speed of a {name}", {name: call}, tolerance=0.5)  # roughly will do
             if found is None:
                 return None
             ms[name] = max(found.ms[name], 1e-6)
