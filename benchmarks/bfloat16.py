@@ -10,6 +10,7 @@ one process; batch 1. How far results are from float64 is the norm of the differ
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -69,7 +70,7 @@ def frozen_under_autocast(model: torch.nn.Module, x: torch.Tensor) -> Call:
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
     ms, away = row["ms"], row["distance"]
-    cells = (f"{key} {ms[key]['median']:.2f} ms, {away[key]:.1e} off" for key in ms)
+    cells = (f"{key} {ms[key]['median']:.2f} ms, {away[key] or math.nan:.1e} off" for key in ms)
     return f"{row['model']:24}{'; '.join(cells)}"
 
 

@@ -63,6 +63,10 @@ _EXPLAINED = (
 )
 MORE_TESTS = {
     "commute_pooling": ("tests/passes/test_reduction_ties.py",),
+    "conv1d_as_conv2d": ("tests/passes/test_layout_choices.py",),
+    "convert_layout": ("tests/passes/test_layout_choices.py",),
+    "convolve": ("tests/passes/test_layout_choices.py", "tests/passes/test_fft_convolution.py"),
+    "explicit_padding": ("tests/passes/test_layout_choices.py",),
     "fold_affine": (
         "tests/passes/test_fold_batch_norm.py",
         "tests/passes/test_fold_bias_map.py",
@@ -80,6 +84,7 @@ MORE_TESTS = {
         "tests/properties/test_reduction_properties.py",
         "tests/passes/test_ranges.py",
     ),
+    "select": ("tests/select/test_selection.py",),
     "reparameterize": (*_EXPLAINED, "tests/passes/test_behind.py"),
 }
 """What is evidence for a module besides the files that are named after it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,13 @@ if TYPE_CHECKING:
 
 
 def distance(found: Tensor, truth: Tensor) -> float | None:
-    """The norm of the difference relative to the norm of ``truth``, over what is finite in both; None without any."""
+    """The norm of the difference relative to the norm of ``truth``, where that is finite; None without any.
+
+    Infinite where ``truth`` is finite and ``found`` is not.
+    """
     values = torch.stack([evaluate.lift(found), evaluate.lift(truth)])
+    if bool((torch.isfinite(values[1]) & ~torch.isfinite(values[0])).any()):
+        return math.inf
     found, truth = values[:, torch.isfinite(values).all(0)]
     norm = float(truth.norm())
     return float((found - truth).norm()) / norm if norm > 0 else None

@@ -80,7 +80,7 @@ def bind(
         kernel = kernel.leaving() if leaves(site.node) else kernel
         calls[site.node] = _replace(module, site, kernel, number, calls)
     if concatenations(module):
-        record(module, examples)
+        record(module, examples, strides.keep)
         absorb(module)
     module.graph.eliminate_dead_code()
     record(module, examples, strides.keep)

@@ -160,7 +160,8 @@ class Depthwise : Operands {
         vec value = sum[i] + bias;
         if (epilogue_.residual)
           value += load(epilogue_.residual + (some.pixel + i) * epilogue_.residual_pitch + some.channel, some.lanes);
-        store(result_ + (some.pixel + i) * out_.pitch + some.channel, at_most(at_least(value, bounds_.low), bounds_.high), some.lanes);
+        store(result_ + (some.pixel + i) * out_.pitch + some.channel,
+              at_most(at_least(value, bounds_.low), bounds_.high), some.lanes);
       }
       return;
     }

@@ -13,8 +13,8 @@ class Excitation {
              const float* expand_bias, int64_t hidden, Activation inner, Activation outer, float* result,
              int64_t result_pitch)
       : x_(x), in_(in), reduce_(reduce), reduce_bias_(reduce_bias), expand_(expand), expand_bias_(expand_bias),
-        hidden_(hidden), inner_(inner), outer_(outer), result_(result), result_pitch_(result_pitch), pixels_(in.height * in.width),
-        channels_(filled(in.channels)), width_(filled(hidden)) {}
+        hidden_(hidden), inner_(inner), outer_(outer), result_(result), result_pitch_(result_pitch),
+        pixels_(in.height * in.width), channels_(filled(in.channels)), width_(filled(hidden)) {}
 
   void run() {
     const int64_t n = in_.batch, vectors = (in_.channels + VL - 1) / VL;

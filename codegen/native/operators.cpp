@@ -185,7 +185,8 @@ std::vector<Tensor> sequence(std::vector<Tensor> images, Tensor weights, Tensor 
   std::vector<Tensor> results;
   std::vector<float*> memories;
   for (size_t i = 0; i + 4 < shapes.size(); i += 5) {
-    results.push_back(empty(Image{shapes[i], shapes[i + 2], shapes[i + 3], shapes[i + 1], shapes[i + 1]}, shapes[i + 4] != 0));
+    const Image found{shapes[i], shapes[i + 2], shapes[i + 3], shapes[i + 1], shapes[i + 1]};
+    results.push_back(empty(found, shapes[i + 4] != 0));
     memories.push_back(writable(results.back()));
   }
   const Sequence sequence(std::move(given), std::move(memories), data(weights), weights.numel(), memory);

@@ -1,9 +1,10 @@
 """The operators of the compiled library, by their schemas.
 
-All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last and dense,
-and give one like that; ``native_linear`` takes and gives rows ``[*, C]``, contiguous. ``geometry`` is ``[channels,
-height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``, ``[dilation]``, groups of the
-kernel, the place of the activation in :data:`ACTIVATIONS`, and whether the result leaves the program.
+All take an image ``[N, C, H, W]`` and what is added before the activation, both float32 with channels last, which may
+be some of more channels, and give one that is dense; ``native_linear`` takes and gives rows ``[*, C]``, contiguous.
+``geometry`` is ``[channels, height, width]`` of the result, ``[height, width]``, ``[stride]``, ``[top, left]``,
+``[dilation]``, groups of the kernel, the place of the activation in :data:`ACTIVATIONS`, and whether the result leaves
+the program.
 ``native_excitation`` takes an image, two matrices ``[C, hidden]`` and ``[hidden, C]``, whose last dimensions are filled
 up to a multiple of 16, each with its bias, and gives an image that convolutions read; its ``geometry`` is the hidden
 channels and both activations. ``native_sequence`` runs the steps of :mod:`codegen.native.sequences` over

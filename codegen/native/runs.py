@@ -19,7 +19,7 @@ from codegen.native.sites import fits
 from rewrite.ops import Concatenation, Piece, Slice, is_tensor, value, view
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from torch.fx import GraphModule
 
@@ -128,14 +128,14 @@ class Run:
             graph.erase_node(node)
 
 
-def runs(module: GraphModule) -> list[Run]:
-    """The longest ones with more than one kernel, in order.
+def runs(module: GraphModule) -> Iterator[Run]:
+    """The longest ones with more than one kernel, in order; each is made when those before it may have been replaced.
 
     Args:
         module: with recorded values, where it calls kernels.
     """
     if not any(node.target in KERNELS for node in module.graph.nodes):
-        return []
+        return
     found: list[list[Node]] = [[]]
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -144,8 +144,9 @@ def runs(module: GraphModule) -> list[Run]:
             found[-1].append(node)
         else:
             found.append([])
-    made = [Run(_trimmed(nodes)) for nodes in found]
-    return [run for run in made if sum(node.target in KERNELS for node in run.nodes) > 1]
+    for nodes in map(_trimmed, found):
+        if sum(node.target in KERNELS for node in nodes) > 1:
+            yield Run(nodes)
 
 
 def _goes_on(node: Node, run: Collection[Node]) -> bool:

@@ -37,14 +37,15 @@ def join(module: GraphModule) -> int:
     Args:
         module: with recorded values, as :func:`codegen.native.binding.bind` leaves it. Changed.
     """
-    found = runs(module)
-    for number, run in enumerate(found):
-        _replace(module, run, number)
-    if found:
+    count = 0
+    for run in runs(module):
+        _replace(module, run, count)
+        count += 1
+    if count:
         module.graph.eliminate_dead_code()
         _forget_parts(module)
         module.recompile()
-    return len(found)
+    return count
 
 
 def _forget_parts(module: GraphModule) -> None:

@@ -60,10 +60,20 @@ def _convolutions(drawn: Draw) -> Iterator[Pair]:
     yield pair("convolution", x, drawn(83, _CHANNELS, 3, 3), (2, 1), "relu", True, 1)
     yield pair("convolution", drawn(1, 3, 7, 40), drawn(40, 3, 3, 3), (2, 2), "relu6", False, 1)
     yield pair("convolution", drawn(2, 36, 9, 8), drawn(42, 12, 3, 3), (1, 1), "", True, 3)
+    yield _parts(drawn)
     yield pair("winograd", x, drawn(83, _CHANNELS, 3, 3), (1, 1), "silu", True, 1)
     yield pair("depthwise", x, each, (2, 1), "relu", False, _CHANNELS)
     yield pair("depthwise", drawn(1, _CHANNELS, 4, 40), drawn(_CHANNELS, 1, 3, 3), (1, 1), "silu", True, _CHANNELS)
     yield pair("depthwise", drawn(1, _CHANNELS, 4, 40), drawn(_CHANNELS, 1, 9, 9), (1, 1), "", False, _CHANNELS)
+
+
+def _parts(drawn: Draw) -> Pair:
+    """An image and a sum that are parts of wider ones."""
+    wide, added, weight = _last(drawn(2, _CHANNELS + 5, 7, 9)), _last(drawn(2, 50, 7, 9)), drawn(41, _CHANNELS, 3, 3)
+    x, residual = wide[:, 3 : _CHANNELS + 3], added[:, 9:]
+    numbers = geometry((2, 41, 7, 9), (3, 3), (1, 1), (1, 1), (1, 1), "silu")
+    found = Kernel("convolution", packed_dense(weight), None, numbers)(x, residual)
+    return found, F.silu(F.conv2d(x, weight, padding=1) + residual)
 
 
 def _packed(kind: str, weight: Tensor, groups: int) -> Tensor:

@@ -16,6 +16,7 @@ from rewrite.lowered import Chosen, Lowered
 from rewrite.lowering import run_eagerly
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights
+from rewrite.result.precision import recorded_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,6 +64,8 @@ class Lowerings:
         if not compiles:
             return Plan(special, *special.eager)
         frozen = lowering.freezes and not self.live
+        if special.needs_full and not frozen and compat.is_any_autocast():
+            return Plan(special, *special.eager)
         ready, special.ready = special.ready, None
         tensors = weights.plain if frozen else weights.arranged
         try:
@@ -79,7 +82,7 @@ class Lowerings:
             emit("lowered", f"{lowering.name} compiled for {sizes} in {spent:.2f} s", lowering=lowering.name,
                  sizes=sizes, seconds=spent, frozen=frozen)  # fmt: skip
             choice = run.choice if isinstance(run, Chosen) else None
-            away = _distance(special, run, flat, tensors) if compat.is_any_autocast() else None
+            away = _distance(special, run, flat, tensors) if lowering.static and compat.is_any_autocast() else None
             lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice, away)
         except Exception as error:  # the compiler is not ours, and the program runs without it
             self.lowering = None
@@ -112,9 +115,12 @@ def _distance(special: Specialization, run: Executable, flat: list[Any], weights
     graph = special.graph
     if any(is_random(node) for node in graph.nodes):
         return None
-    with neutral(autocast=True):
-        found = run(flat, weights)
-    with neutral():
-        pairs = zip(flat, (node.meta["val"] for node in graph.inputs), strict=True)
-        inputs = [value.to(known.dtype) if isinstance(value, Tensor) else value for value, known in pairs]
-        return farthest(found, run_eagerly(graph, special.names)(inputs, weights))
+    try:
+        with neutral(autocast=True):
+            found = run(flat, weights)
+        with neutral():
+            inputs = recorded_inputs(graph, flat, special.conversion.dtype_of)
+            return farthest(found, run_eagerly(graph, special.names)(inputs, weights))
+    except Exception as error:  # memory may be short, and the program runs without this figure
+        emit("distance-unknown", f"what autocast costs cannot be told: {error}")
+        return None

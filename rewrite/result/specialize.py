@@ -18,6 +18,7 @@ from rewrite.lowering import (
     written_weights,
 )
 from rewrite.result.call import tree_of
+from rewrite.result.precision import in_full, needs_full
 from rewrite.trace.device import retarget
 from rewrite.weights import Evaluator
 
@@ -109,7 +110,15 @@ class Specialization:
     def eager(self) -> tuple[Executable, tuple[Mutation, ...]]:
         """The program operator by operator, differentiable, and the writes that it leaves to the caller."""
         graph = self.differentiable
-        return run_eagerly(graph, self.names), graph.signature.mutations
+        run = run_eagerly(graph, self.names)
+        if self.needs_full:
+            run = in_full(run, graph, self.conversion.dtype_of)
+        return run, graph.signature.mutations
+
+    @cached_property
+    def needs_full(self) -> bool:
+        """Whether an algorithm of the program is wrong in half precision, also under autocast."""
+        return needs_full(self.graph)
 
     @cached_property
     def differentiable(self) -> Graph:
@@ -147,7 +156,7 @@ class Specialization:
         if conversion == self.conversion:
             return self
         short = next((dtype for pair in conversion.dtypes.items() for dtype in pair if dtype.itemsize == 2), None)
-        if self._transforms and short is not None:
+        if (self._transforms or self.needs_full) and short is not None:
             raise Misfit(f"it transforms in float32, and its weights were or are {short}")
         return Specialization(self.program, self.registered, self.attributes, conversion)
 

@@ -19,9 +19,9 @@ from rewrite.timing import settled
 
 _NOISE = "noise"
 _TOLERANCE = 0.1
+"""How far the fastest contender may differ from itself in a round that counts."""
 _HOPELESS = 3.0
 """What takes so many times longer than the fastest contender is not timed in earnest."""
-
 
 SMALL = 1 << 21
 """Bytes of a value that is copied within the caches of a processor."""
@@ -34,7 +34,7 @@ class Speeds:
     Attributes:
         rates: of a large product of float32 matrices, and of a plain copy.
         converted: bytes that a copy between channels first and channels last reads and writes in a second.
-        small: the same of less than :data:`SMALL` bytes, which stay in a cache.
+        small: the same of :data:`SMALL` bytes or less, which stay in a cache.
     """
 
     rates: Rates

@@ -8,7 +8,7 @@ too: in its other channels and, where that does not suffice, when its inputs cha
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,8 @@ def verify_recorded(
         judgement = Judgement(failure, 0.0, 1, "")
         if not failure and not random:
             judgement = _values(run, found, recorded, graph, flat)
+            if judgement.distances is not None:  # what was recorded stands for what is new there
+                judgement = replace(judgement, distances=judgement.distances[::-1])
     return _verdict(judgement, time.perf_counter() - started)
 
 

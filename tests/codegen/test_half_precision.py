@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import codegen.inductor
-from codegen import native
 from codegen.native.undoing import kernel, undo
 from passes import FoldConstants, WinogradConvolution
 from rewrite import compat, optimize
 from rewrite.distance import distance, farthest
+from rewrite.errors import RewriteError
 from rewrite.lowering import flat_module, weight_order
-from rewrite.winograd import PRODUCT, evaluation
+from rewrite.winograd import evaluation
 from tests.passes.rewriting import apply, rewrite
 
 
@@ -104,16 +106,65 @@ def test_compiled_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fast.lowerings[-1].distance is None
 
 
-def test_native_kernels_are_bound_without_autocast() -> None:
-    assert PRODUCT in str(module_of(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)).graph)
-    assert undo(module_of(nn.Conv2d(3, 4, 1), x := torch.randn(1, 3, 8, 8)), (x,)) == 0
-    assert native.undo is undo
+def test_nothing_is_undone_without_winograd() -> None:
+    module = module_of(nn.Conv2d(3, 4, 1), x := torch.randn(1, 3, 8, 8))
+    before = str(module.graph)
+    assert undo(module, (x,)) == 0
+    assert str(module.graph) == before
+
+
+@pytest.mark.parametrize("options", [
+    {"lower": "eager"}, {"lower": "inductor", "on_new_shape": "eager"}, {"lower": "inductor", "live": True},
+    {"lower": "inductor", "gradient": True},
+])  # fmt: skip
+def test_what_is_not_compiled_for_it_runs_in_full_precision(options: dict[str, Any]) -> None:
+    """Its results are rounded once: closer to the model in float32 than the model under autocast is."""
+    live, gradient = options.pop("live", False), options.pop("gradient", False)
+    model, x = Net().eval(), torch.randn(2, 3, 16, 16)
+    pipeline = "winograd-convolution{channels=1}, simplify, fold-constants"
+    fast = optimize(model, x, pipeline=pipeline, **options)
+    with torch.no_grad():
+        fast(x)
+        if live:  # written without notice: weights are arguments from then on
+            model.last.weight.mul_(2)
+            fast(x)
+        plain = model(x)
+    given = x.clone().requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient), torch.autocast("cpu", torch.bfloat16):
+        found, expected = fast(given), model(given)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert (found.float() - plain).abs().max() <= 2**-8 * plain.abs().max()
+    if gradient:
+        found.sum().backward()
+        assert given.grad is not None
+
+
+def test_winograd_is_not_taken_over_to_half_precision() -> None:
+    model, x = Net().eval(), torch.randn(2, 3, 16, 16)
+    fast = optimize(model, x, lower="eager", pipeline="winograd-convolution{channels=1}, simplify, fold-constants")
+    fast.bfloat16()
+    with torch.no_grad(), pytest.raises(RewriteError, match=r"it transforms in float32.*change the model instead"):
+        fast(x.bfloat16())
+
+
+@pytest.mark.skipif(not codegen.inductor.available(), reason="needs a C++ compiler")
+def test_weights_of_another_dtype_are_compiled_under_autocast() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), torch.randn(2, 3, 9, 9)
+    fast = optimize(model, x, lower="inductor")
+    fast.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = fast(x.bfloat16())
+    with torch.no_grad():
+        expected = model(x)
+    assert (found.float() - expected).norm() <= 2e-2 * expected.norm()
+    assert fast.lowerings[-1].distance is not None
 
 
 def test_distance_is_relative_and_of_what_is_finite() -> None:
     truth = torch.tensor([3.0, 4.0, float("inf"), 1.0])
-    found = torch.tensor([3.0, 4.5, 0.0, float("nan")])
-    assert distance(found, truth) == pytest.approx(0.1)
+    found = torch.tensor([3.0, 4.5, 0.0, 1.0])
+    assert distance(found, truth) == pytest.approx(0.5 / 26**0.5)
+    assert distance(torch.tensor([3.0, float("nan"), 0.0, 1.0]), truth) == float("inf")
     assert distance(found, torch.zeros(4)) is None
-    assert farthest([found, 1, found], [truth, 1, truth * 2]) == pytest.approx(0.5, rel=0.2)
+    assert farthest([found, 1, found], [truth, 1, truth]) == pytest.approx(0.5 / 26**0.5)
     assert farthest([1], [1]) is None

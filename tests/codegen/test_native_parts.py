@@ -227,3 +227,47 @@ def test_a_part_that_others_read_is_copied() -> None:
     with torch.no_grad():
         for new, old in zip(module(x), model(x), strict=True):
             torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+def test_runs_one_after_the_other_join_what_earlier_ones_gave() -> None:
+    class Dense(nn.Module):
+        """As DenseNet: results of former runs are concatenated again, behind what no kernel computes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.Conv2d(c, 6, k, padding=k // 2) for c, k in ((5, 1), (6, 3), (6, 1), (12, 3))
+            )
+            self.more = nn.ModuleList(nn.Conv2d(c, 6, 1) for c in (15, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            b = self.layers[1](self.layers[0](x))
+            d = self.layers[2](torch.cumsum(b, 1))
+            e = self.layers[3](torch.cat([b, d], 1))
+            y: Tensor = self.more[1](self.more[0](torch.cat([torch.cumsum(e, 1)[:, :3], b[:, 2:4], d, e[:, 2:]], 1)))
+            return y
+
+    model, x = Dense().eval(), torch.randn(2, 5, 9, 11)
+    module = joined(model, x)
+    assert calls(module, "sequence") >= 2
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[0], model(x), rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+def test_operators_that_need_strides_stand_beside_concatenations() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.pair = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            whole = F.relu(torch.cat([self.one(x), self.two(x)], 1))
+            return whole, torch.view_as_complex(self.pair(x)).abs()
+
+    model, x = Complex().eval(), torch.randn(2, 3, 9, 2)
+    module = joined(model, x)
+    with torch.no_grad():
+        for new, old in zip(module(x), model(x), strict=True):
+            torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4)
