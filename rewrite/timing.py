@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+HOPELESS = 3.0
+"""What takes so many times longer than the fastest contender is not timed in earnest: it would disturb that one."""
+TOLERANCE = 0.1
+"""How far the fastest contender may differ from itself in a round that counts, relatively."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds of one contender: median and quartiles over the rounds."""
@@ -73,7 +79,7 @@ def settled(
     contenders: Mapping[str, Callable[[], Any]],
     rounds: int = 7,
     seconds: float = 2.0,
-    tolerance: float = 0.1,
+    tolerance: float = TOLERANCE,
     least: float = 5e-4,
     hopeless: float = math.inf,
 ) -> Comparison | None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
 """In the order of the C++ enumeration; '' is none."""
 
-KINDS = ("convolution", "depthwise", "winograd", "linear")
+IMAGES = ("convolution", "depthwise", "winograd")
+"""Kernels over images; all of them take the same arguments."""
+KINDS = (*IMAGES, "linear")
 
 _LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
 _LIBRARY.define("native_pack(Tensor matrices) -> Tensor")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codegen.native.operators import ACTIVATIONS, operator
+from codegen.native.operators import ACTIVATIONS, IMAGES, operator
 from codegen.native.sites import activation_name, fits
 from rewrite.ops import Concatenation, Sum, is_tensor, value, view_as
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-_KERNELS = tuple(operator(kind) for kind in ("convolution", "depthwise", "winograd"))
+_KERNELS = tuple(map(operator, IMAGES))
 _RESIDUAL, _GEOMETRY, _ACTIVATION = 3, 4, 12
 """Places of the arguments of a kernel, and of the activation in its geometry."""
 

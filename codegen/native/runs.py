@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from codegen.native.operators import operator
+from codegen.native.operators import IMAGES, operator
 from codegen.native.pitch import pitch
 from codegen.native.sites import fits
 from rewrite.ops import Concatenation, Piece, Slice, is_tensor, value, view
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 EXCITATION = operator("excitation")
-KERNELS: tuple[Any, ...] = (*map(operator, ("convolution", "depthwise", "winograd")), EXCITATION)
+KERNELS: tuple[Any, ...] = (*map(operator, IMAGES), EXCITATION)
 """In the order of ``Step::Kind`` in ``sequence.h``."""
 
 

@@ -6,6 +6,7 @@ r"""Constant affine maps of each channel, folded into the layers beside them.
 - :mod:`~passes.fold_affine.channels`: where channels are behind operators that move them, and
   :mod:`~passes.fold_affine.moves`, which maps pass these.
 - :mod:`~passes.fold_affine.vectors`: coefficients over a layer's channels, as weight algebra.
+- :mod:`~passes.fold_affine.folding`: what the rules have in common.
 - :mod:`~passes.fold_affine.region`: what else reads the layer, and must not notice.
 - :mod:`~passes.fold_affine.behind` and :mod:`~passes.fold_affine.before`: a map behind a layer, or before layers;
   :mod:`~passes.fold_affine.parts`: one behind layers that are concatenated.

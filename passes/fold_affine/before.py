@@ -20,12 +20,13 @@ from torch.fx import Node
 from passes import affine
 from passes.fold_affine.cancellation import cancellation
 from passes.fold_affine.channels import Channels, Move, along, through
+from passes.fold_affine.folding import FoldMap
 from passes.fold_affine.moves import passes
 from passes.fold_affine.region import results
 from passes.fold_affine.vectors import gather
 from rewrite.ops import AveragePool, Convolution, Linear, Pad, Sum, same_type, value, view, view_as
 from rewrite.provenance import called, function_name
-from rewrite.rule import Match, Miss, Refusal, Rule, read_elsewhere
+from rewrite.rule import Match, Miss, Refusal, read_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -156,24 +157,14 @@ def _blocked(mapped: Map, move: View, reader: Node) -> Refusal:
 
 
 @dataclass(frozen=True)
-class Before(Rule, abstract=True):
+class Before(FoldMap, abstract=True):
     """Fold a map into the layers that read it. Subclasses say what is a map."""
 
-    radius = 8
     keeps: ClassVar[tuple[type[View], ...] | None] = (Convolution, Linear)
 
-    def read(self, graph: Graph, node: Node) -> Map | None:
-        """The map that a node is."""
-        raise NotImplementedError
-
-    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match or miss for each map that a layer reads, where one of them is among ``dirty``."""
-        for node in dict.fromkeys(itertools.chain.from_iterable(map(_above, dirty))):
-            # the model's own weight code (weight standardization) runs as it is written
-            mapped = None if graph.is_constant(node) else self.read(graph, node)
-            found = self.look(graph, mapped) if mapped is not None else None
-            if found is not None:
-                yield found
+    def candidates(self, dirty: Iterable[Node]) -> Iterable[Node]:
+        """The maps that a layer reads, where one of them is among ``dirty``."""
+        return dict.fromkeys(itertools.chain.from_iterable(map(_above, dirty)))
 
     def look(self, graph: Graph, mapped: Map) -> Match | Miss | None:
         """The match or miss of a map; None where no layer reads it."""

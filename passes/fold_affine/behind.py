@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from passes import affine
 from passes.fold_affine.channels import Channels, Move, along, through
+from passes.fold_affine.folding import FoldMap
 from passes.fold_affine.moves import FARTHEST, passes
 from passes.fold_affine.parts import joined
 from passes.fold_affine.region import Region, region
@@ -22,10 +23,10 @@ from passes.fold_affine.vectors import spread
 from passes.memory import sharing_refusal, strides_refusal
 from passes.obstruction import obstruction
 from rewrite.ops import Convolution, Linear, MatrixProduct, view
-from rewrite.rule import Match, Miss, Refusal, Rule
+from rewrite.rule import Match, Miss, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from passes.fold_affine.maps import Map
     from rewrite.fragment import Builder
@@ -84,24 +85,10 @@ def _factors(graph: Graph, found: View | None) -> tuple[Node, ...]:
 
 
 @dataclass(frozen=True)
-class Behind(Rule, abstract=True):
+class Behind(FoldMap, abstract=True):
     """Fold a map into the layer before it. Subclasses say what is a map."""
 
-    radius = 8
     keeps = (Convolution, Linear, MatrixProduct)
-
-    def read(self, graph: Graph, node: Node) -> Map | None:
-        """The map that a node is."""
-        raise NotImplementedError
-
-    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match or miss for each map among ``dirty`` that has to do with a layer."""
-        for node in dirty:
-            # the model's own weight code (weight standardization) runs as it is written
-            mapped = None if graph.is_constant(node) else self.read(graph, node)
-            found = self.look(graph, mapped) if mapped is not None else None
-            if found is not None:
-                yield found
 
     def look(self, graph: Graph, mapped: Map) -> Match | Miss | None:
         """The match of a map; the miss of the first way to a layer where there is none."""

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from passes import affine
 from passes.fold_affine.channels import Channels, Move, along, through
+from passes.fold_affine.folding import FoldMap
 from passes.fold_affine.maps import Norm
 from passes.fold_affine.moves import FARTHEST, passes
 from passes.fold_affine.reading import read_factor, read_norm, read_shift
@@ -25,10 +26,10 @@ from passes.memory import sharing_refusal, strides_refusal
 from passes.obstruction import compute, dtype_name, is_layer
 from rewrite.ops import Concatenation, Convolution, Linear, value, view
 from rewrite.provenance import called, function_name
-from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule, read_elsewhere
+from rewrite.rule import Fidelity, Match, Miss, Refusal, read_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from passes.fold_affine.maps import Map, Vector
     from rewrite.fragment import Builder
@@ -106,7 +107,7 @@ def joined(mapped: Map) -> Joined | None:
 
 
 @dataclass(frozen=True)
-class FoldBehindConcatenation(Rule):
+class FoldBehindConcatenation(FoldMap):
     r"""Fold a batch norm, a factor or a shift behind concatenated layers into all of these.
 
     .. math:: W'_i = a_i W_i,\quad b'_i = a_i b_i + s_i
@@ -119,7 +120,6 @@ class FoldBehindConcatenation(Rule):
     """
 
     fidelity = Fidelity.ELEMENTWISE
-    radius = 8
     starts = "a map of each channel behind a concatenation of layers"
     keeps = (Convolution, Linear, Concatenation)
 
@@ -129,15 +129,6 @@ class FoldBehindConcatenation(Rule):
         """The norm, the product or the sum that a node is."""
         norm = read_norm(node)
         return norm if norm is not None or self.norms_only else read_factor(graph, node) or read_shift(graph, node)
-
-    def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match or miss for each map among ``dirty`` that reads a concatenation of layers."""
-        for node in dirty:
-            # the model's own weight code runs as it is written
-            mapped = None if graph.is_constant(node) else self.read(graph, node)
-            found = self.look(graph, mapped) if mapped is not None else None
-            if found is not None:
-                yield found
 
     def look(self, graph: Graph, mapped: Map) -> Match | Miss | None:
         """The match or miss of a map; None where nobody would expect one."""

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rewrite.lowering import weight_order
-from rewrite.timing import settled
+from rewrite.timing import HOPELESS, settled
 
 if TYPE_CHECKING:
     from rewrite.graph import Graph
     from rewrite.lowering import Executable, Lowering
 
 _SECONDS = 4.0
-_HOPELESS = 3.0
-"""A program that takes so many times longer is not run again and again, for it would disturb the other one."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def compare(before: Graph, after: Graph, inputs: Sequence[Any], lowering: Loweri
         seconds.append(time.perf_counter() - started)
     calls = {name: _bound(*entry, inputs) for name, entry in zip(("before", "after"), runs, strict=True)}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        found = settled(calls, rounds=9, seconds=_SECONDS, hopeless=_HOPELESS)
+        found = settled(calls, rounds=9, seconds=_SECONDS, hopeless=HOPELESS)
     if found is None:
         return Trial(None, None, 0.0, runs[0][0], seconds[0])
     ms = {name: timing.median for name, timing in found.timings.items()}

@@ -15,13 +15,9 @@ from rewrite.events import emit
 from rewrite.gain import Rates
 from rewrite.target.machine import facts
 from rewrite.target.measurements import Measurements
-from rewrite.timing import settled
+from rewrite.timing import HOPELESS, TOLERANCE, settled
 
 _NOISE = "noise"
-_TOLERANCE = 0.1
-"""How far the fastest contender may differ from itself in a round that counts."""
-_HOPELESS = 3.0
-"""What takes so many times longer than the fastest contender is not timed in earnest."""
 
 SMALL = 1 << 21
 """Bytes of a value that is copied within the caches of a processor."""
@@ -92,7 +88,7 @@ class Target:
         return Measured({name: number for name, number in found.items() if name != _NOISE}, found[_NOISE])
 
     def measure(
-        self, what: str, contenders: Mapping[str, Callable[[], Any]], tolerance: float = _TOLERANCE
+        self, what: str, contenders: Mapping[str, Callable[[], Any]], tolerance: float = TOLERANCE
     ) -> Measured | None:
         """Time contenders against one another, or recall how long they took.
 
@@ -108,7 +104,7 @@ class Target:
         if known is not None:
             return known
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = settled(contenders, self.rounds, self.seconds, tolerance, hopeless=_HOPELESS)
+            found = settled(contenders, self.rounds, self.seconds, tolerance, hopeless=HOPELESS)
         if found is None:
             emit("measurement-discarded", f"the machine is too busy to measure {what}", what=what)
             return None

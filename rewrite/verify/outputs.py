@@ -82,7 +82,7 @@ def judge(model: Sample, news: Sequence[Any], nudged: Sequence[Sample], notes: S
         others = [sample.output(i) for sample in nudged]
         if not isinstance(old, Tensor) or old.numel() == 0:
             continue
-        if old.is_floating_point() or old.is_complex():
+        if _has_fractions(old):
             if not _trusted(old, truth):
                 if truth is not None:
                     notes.append(f"output {i} is another in float64, so the model itself is the reference")
@@ -93,15 +93,12 @@ def judge(model: Sample, news: Sequence[Any], nudged: Sequence[Sample], notes: S
             if ties:
                 notes.append(f"output {i} differs in {ties} near ties")
             finding = _Finding(failure, finite=False)
-        if not finding.finite and not finding.failure and (old.is_floating_point() or old.is_complex()):
+        if not finding.finite and not finding.failure and _has_fractions(old):
             notes.append(f"output {i} is infinite or NaN on the example, which shows nothing")
         error, finite = max(error, finding.error), finite or finding.finite
         if finding.failure:
             return Judgement(finding.failure, error, calls, "")
-    if not finite and any(
-        isinstance(old, Tensor) and old.numel() and (old.is_floating_point() or old.is_complex())
-        for old in model.outputs
-    ):
+    if not finite and any(_has_fractions(old) and old.numel() for old in model.outputs):
         return Judgement(NOTHING_FINITE, 0.0, calls, "")
     return Judgement("", error, calls, "; ".join(dict.fromkeys(notes)), _distances(model, news))
 
