@@ -10,6 +10,10 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read as triton is imported, whose own functions are interpreted then
+
 from hypothesis import HealthCheck, register_random, settings
 
 GPU_TESTS = Path(__file__).parent / "gpu"

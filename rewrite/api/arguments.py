@@ -190,11 +190,11 @@ def call_of(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tu
     return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), kwargs
 
 
-def lowering_of(name: str | None, traced: bool = False, target: Target | None = None) -> Lowering:
+def lowering_of(name: str | Lowering | None, traced: bool = False, target: Target | None = None) -> Lowering:
     """A lowering by name; None for the default, the best one that needs no measurement.
 
     Args:
-        name: what the user wrote.
+        name: what the user wrote; a lowering of the user's own is taken as it is.
         traced: whether it has to compile inside ``torch.compile``.
         target: measures which kernels are faster; None where nothing is measured.
 
@@ -203,7 +203,11 @@ def lowering_of(name: str | None, traced: bool = False, target: Target | None = 
     """
     if name is None:
         return codegen.default_lowering(target)
-    found = codegen.LOWERINGS.get(name)
+    if not isinstance(name, str) and all(
+        hasattr(name, needed) for needed in ("name", "compile", "arrange", "rehearse")
+    ):
+        return name
+    found = codegen.LOWERINGS.get(name) if isinstance(name, str) else None
     if found is None:
         raise InputError(f"lower={name!r} is unknown{nearest(str(name), codegen.LOWERINGS)}")
     if traced and name not in codegen.TRACED:

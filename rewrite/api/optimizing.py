@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rewrite.listener import Listener
     from rewrite.lowered import Lower
+    from rewrite.lowering import Lowering
     from rewrite.numerics import Numerics
     from rewrite.plan import Plan
     from rewrite.recipe import Verify
@@ -37,7 +38,7 @@ def optimize(
     pipeline: Any = None,
     exclude: str | Iterable[str] = (),
     verify: Verify = "default",
-    lower: Lower | None = None,
+    lower: Lower | Lowering | None = None,
     tune: Tune | None = None,
     budget: float | None = None,
     fuel: int | None = None,
@@ -70,7 +71,8 @@ def optimize(
             ``"onnxruntime"`` and ``"openvino"`` run the program in that runtime, on the CPU, once it has given on the
             call that it is compiled for what torch gives: within half of the digits, relative to the largest value of
             an output. ``"fastest"`` times all of these that are there on each kind of call, and leaves the default
-            for what saves more than the noise; ``result.lowerings`` has the figures. Default: Inductor where a C++
+            for what saves more than the noise; ``result.lowerings`` has the figures. An object with the interface of
+            :class:`~rewrite.lowering.Lowering` is used as it is. Default: Inductor where a C++
             compiler is found. What fails runs operator by operator, with a warning.
         tune: how algorithms and layouts are chosen. ``"quick"`` times what the pipeline's ``select`` offers beside what
             is there, as it is lowered and for the sizes of the example, decides for the whole program at once, and

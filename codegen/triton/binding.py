@@ -1,0 +1,108 @@
+"""Kernels put into a flat module in place of the operators that they compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx.passes.tools_common import legalize_graph
+
+from codegen.triton.operators import operator_of
+from codegen.triton.region import base
+from rewrite.lowering import called
+from rewrite.ops import reduction, value
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+    from codegen.triton.kernel import Kernel
+    from codegen.triton.operators import Run
+
+aten = torch.ops.aten
+
+
+def bind(module: GraphModule, kernels: Sequence[Kernel], run: Callable[[Kernel], Run], kind: str) -> None:
+    """Let a module call kernels; it gives values of the same shapes, strides and dtypes as before.
+
+    Args:
+        module: flat, with recorded values. Changed.
+        kernels: of regions of its graph without common operators.
+        run: makes the function that computes a kernel.
+        kind: of device, as in :func:`~codegen.triton.operators.operator_of`.
+    """
+    replaced: dict[Node, Node] = {}
+    for kernel in kernels:
+        _call(module, kernel, operator_of(kernel, run(kernel), kind), replaced)
+    legalize_graph(module)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _call(module: GraphModule, kernel: Kernel, target: Any, replaced: dict[Node, Node]) -> None:
+    """Put a call of one kernel behind the last of its operators."""
+    region, graph = kernel.region, module.graph
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    last = max(region.nodes, key=order.__getitem__)
+    with graph.inserting_after(last):
+        operands = tuple(replaced.get(node, node) for node in kernel.operands)
+        call = graph.call_function(target, operands)
+    call.meta = {key: region.main.node.meta[key] for key in ("stack_trace", "nn_module_stack")
+                 if key in region.main.node.meta}  # fmt: skip
+    call.meta["val"] = called(call)
+    items = [call] if len(kernel.results) == 1 else _items(module, call, len(kernel.results))
+    after = items[-1]
+    for node, item in zip(region.outputs, items, strict=True):
+        made = item
+        if node in region.totals:
+            made = _summed(module, node, item, after, region.axes)
+            after = made
+        _take_over(node, made, set(region.nodes), call)
+        replaced[node] = made
+
+
+def _items(module: GraphModule, call: Node, count: int) -> list[Node]:
+    import operator
+
+    items: list[Node] = []
+    after = call
+    for i in range(count):
+        with module.graph.inserting_after(after):
+            after = module.graph.call_function(operator.getitem, (call, i))
+        after.meta["val"] = call.meta["val"][i]
+        items.append(after)
+    return items
+
+
+def _take_over(node: Node, made: Node, inside: set[Node], call: Node) -> None:
+    """Let all who read a value, or a view of it, outside of the region read what the kernel gives."""
+    readers = [user for user in node.users if user not in inside or (base(user) is node and user is not node)]
+    for user in readers:
+        if user is not call:
+            user.replace_input_with(node, made)
+
+
+def _summed(module: GraphModule, node: Node, parts: Node, after: Node, axes: Mapping[Node, Any]) -> Node:
+    """A total from its parts ``[N, slots, C]``."""
+    made = reduction(node)
+    assert made is not None
+    shape = [int(size) for size in value(node).shape]
+    known = axes[made.input]
+    order = [name for dim, axis in enumerate(known) if dim not in made.dims for name in axis]
+    graph = module.graph
+
+    def then(target: Any, *args: Any, **kwargs: Any) -> Node:
+        nonlocal after
+        with graph.inserting_after(after):
+            after = graph.call_function(target, args, kwargs)
+        after.meta["val"] = called(after)
+        return after
+
+    x = then(aten.sum.dim_IntList, parts, [1])
+    if order == ["c", "n"]:
+        x = then(aten.transpose.int, x, 0, 1)
+    if made.kind == "mean":
+        x = then(aten.div.Scalar, x, math.prod(int(value(made.input).shape[dim]) for dim in made.dims))
+    x = then(aten.reshape.default, x, shape)
+    return then(aten._to_copy.default, x, dtype=value(node).dtype) if value(node).dtype != torch.float32 else x

@@ -1,0 +1,80 @@
+"""A region's kernel: its source, what it is launched with, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from codegen.triton.region import Region
+from codegen.triton.source import Source
+from rewrite.ops import value
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+
+@dataclass(frozen=True)
+class Result:
+    """One tensor that a kernel gives.
+
+    Attributes:
+        shape: its sizes.
+        stride: its strides.
+        dtype: of its elements.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A region with the code that computes it.
+
+    Attributes:
+        region: what it computes.
+        source: the code.
+        operands: what it reads, in the order of its arguments.
+        results: what it gives, in the order of the region's outputs; partial sums ``[N, slots, C]`` in float32 for
+            each total.
+        programs: how many programs a launch has, as a Python expression of the number of samples ``N``.
+        schedules: how it is cut into programs, in words.
+    """
+
+    region: Region
+    source: Source
+    operands: tuple[Node, ...]
+    results: tuple[Result, ...]
+    programs: str
+    schedules: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return self.region.sizes["n"]
+
+    def grid(self, samples: int) -> int:
+        """The number of programs for so many samples."""
+        return int(eval(self.programs, {"__builtins__": {}}, {"N": samples}))  # our own arithmetic
+
+    @property
+    def operator(self) -> str:
+        """The name of its operator: of the function, and of all that the operator's results depend on."""
+        return f"{self.source.function}_{self.source.hash}"
+
+
+def result_of(node: Node) -> Result:
+    """A result like a recorded value."""
+    recorded = value(node)
+    shape, stride = tuple(map(int, recorded.shape)), tuple(map(int, recorded.stride()))
+    return Result(shape, stride, recorded.dtype)
+
+
+def partial_sums(sizes: dict[str, int] | object, slots: int) -> Result:
+    """The partial sums of every channel of every sample."""
+    assert isinstance(sizes, dict)
+    shape = (sizes["n"], slots, sizes["c"])
+    return Result(shape, (slots * sizes["c"], sizes["c"], 1), torch.float32)

@@ -1,0 +1,113 @@
+"""Kernels as operators of torch: with a shape function, a reference in torch's own operators, and gradients.
+
+The name of an operator holds the hash of the kernel's source and of its results, so that a saved program that names one
+can only mean this one. On a device without the kernel, for gradients, and where a kernel fails, the reference runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from codegen.triton.reference import reference
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+    from codegen.triton.kernel import Kernel, Result
+
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Computes a kernel's results from its operands."""
+
+_LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
+_KNOWN: dict[str, Any] = {}
+_LOCK = threading.Lock()
+
+
+def operator_of(kernel: Kernel, run: Run, kind: str) -> Any:
+    """The operator of a kernel; one that is known already where it is the same.
+
+    Args:
+        kernel: with all that the operator's results depend on.
+        run: computes it, on the kernel's device.
+        kind: ``"CUDA"``, or ``"CPU"`` for the interpreter; all other devices take the reference.
+
+    Returns:
+        An overload that takes the kernel's operands and gives one tensor, or a tuple.
+    """
+    name = _name(kernel, kind)
+    with _LOCK:
+        if name not in _KNOWN:
+            _KNOWN[name] = _defined(name, kernel, run, kind)
+        return _KNOWN[name]
+
+
+def _name(kernel: Kernel, kind: str) -> str:
+    results = hashlib.sha256(repr((kernel.results, kind)).encode()).hexdigest()[:6]
+    return f"{kernel.operator}_{results}"
+
+
+def _defined(name: str, kernel: Kernel, run: Run, kind: str) -> Any:
+    operands = ", ".join(f"Tensor {each}" for each in kernel.source.tensors[: len(kernel.operands)])
+    given = ", ".join(["Tensor"] * len(kernel.results))
+    single = len(kernel.results) == 1
+    schema = f"{name}({operands}) -> {given if single else f'({given})'}"
+    _LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
+    plain = reference(kernel)
+
+    def packed(found: Sequence[Tensor]) -> Any:
+        return found[0] if single else tuple(found)
+
+    def launch(*tensors: Tensor) -> Any:
+        return packed(run(tensors))
+
+    def fallback(*tensors: Tensor) -> Any:
+        return packed(laid_out(kernel.results, plain(*tensors)))
+
+    def fake(*tensors: Tensor) -> Any:
+        return packed([tensors[0].new_empty_strided(r.shape, r.stride, dtype=r.dtype) for r in kernel.results])
+
+    _LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, launch, kind)
+    full = f"torch_rewrite::{name}"
+    torch.library.register_fake(full, fake, lib=_LIBRARY)
+    _differentiate(full, plain)
+    return getattr(torch.ops.torch_rewrite, name).default
+
+
+def laid_out(results: Sequence[Result], found: Sequence[Tensor]) -> list[Tensor]:
+    """Values with the strides and dtypes that a kernel gives."""
+    made = [torch.empty_strided(r.shape, r.stride, dtype=r.dtype, device=x.device)
+            for r, x in zip(results, found, strict=True)]  # fmt: skip
+    return [into.copy_(x) for into, x in zip(made, found, strict=True)]
+
+
+def _differentiate(name: str, plain: GraphModule) -> None:
+    """Gradients by those of the reference, which is computed again for them."""
+
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
+            found = plain(*inputs)
+            pairs = [(y, g) for y, g in zip(found, gradients, strict=True) if g is not None and y.requires_grad]
+            wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+            made = torch.autograd.grad([y for y, _ in pairs], wanted, [g.to(y.dtype) for y, g in pairs],
+                                       allow_unused=True)  # fmt: skip
+        left = iter(made)
+        return tuple(next(left) if need else None for need in needed)
+
+    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def is_kernel(target: Any) -> bool:
+    """Whether an operator is one of ours."""
+    return any(target is known for known in _KNOWN.values())
