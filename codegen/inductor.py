@@ -18,7 +18,9 @@ from torch import Tensor
 from codegen import native
 from codegen.binding import bound
 from codegen.packing import pack
+from codegen.triton.fusing import fuse
 from rewrite import compat
+from rewrite.lowered import Fused
 from rewrite.lowering import flat_module, run_eagerly, written_weights
 from rewrite.ops import Convolution, view_as
 
@@ -90,6 +92,7 @@ class Inductor:
         elif frozen:
             native.bind(module, examples, self._target)
             native.join(module)
+        kernels = () if torch.is_autocast_enabled("cuda") else fuse(module, examples, self._target)
         if not frozen:
             _restore_strides(module, results, _results(module, _recorded_layout(graph, arguments, examples)))
         computed = _keep_computed(module, results)
@@ -105,7 +108,7 @@ class Inductor:
                 outputs[position] = value
             return outputs
 
-        return run
+        return Fused(run, kernels) if kernels else run
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
         """The module with packed kernels in channels-last layout; what Inductor generates runs operator by operator."""

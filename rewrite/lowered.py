@@ -54,6 +54,45 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """A kernel that a lowering wrote.
+
+    Attributes:
+        name: of its operator, with the hash of its source.
+        source: the text of the kernel.
+        description: what it computes, and how.
+        standalone: the text of a file with the kernel, a reference, a check and a benchmark.
+    """
+
+    name: str
+    source: str
+    description: str
+    standalone: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.description}"
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """An executable with the kernels that it calls."""
+
+    run: Executable
+    kernels: tuple[Generated, ...]
+
+    def __call__(self, inputs: Sequence[Any], weights: Sequence[Tensor]) -> Sequence[Any]:
+        """Run it."""
+        return self.run(inputs, weights)
+
+
+def kernels_of(run: Executable) -> tuple[Generated, ...]:
+    """The kernels that an executable calls, as far as its lowering tells."""
+    if isinstance(run, Chosen):
+        return kernels_of(run.run)
+    return run.kernels if isinstance(run, Fused) else ()
+
+
+@dataclass(frozen=True)
 class Lowered:
     """What one kind of call runs on.
 
@@ -65,6 +104,7 @@ class Lowered:
         choice: how it was chosen, None where nothing was timed.
         distance: under autocast: how far the results of the call that it was lowered for are from those without, as
             the norm of the difference relative to the norm; None where that is not known.
+        kernels: those that were written for it.
     """
 
     lowering: str
@@ -73,6 +113,7 @@ class Lowered:
     frozen: bool
     choice: Choice | None = None
     distance: float | None = None
+    kernels: tuple[Generated, ...] = ()
 
     def __str__(self) -> str:
         text = self.lowering if self.choice is None else f"{self.lowering}: {self.choice}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
     from codegen.triton.kernel import Kernel
-    from codegen.triton.operators import Run
+    from codegen.triton.operators import Make
 
 aten = torch.ops.aten
 
 
-def bind(module: GraphModule, kernels: Sequence[Kernel], run: Callable[[Kernel], Run], kind: str) -> None:
+def bind(module: GraphModule, kernels: Sequence[Kernel], run: Make, kind: str) -> None:
     """Let a module call kernels; it gives values of the same shapes, strides and dtypes as before.
 
     Args:
         module: flat, with recorded values. Changed.
         kernels: of regions of its graph without common operators.
-        run: makes the function that computes a kernel.
+        run: makes the function that computes a kernel, as for :func:`~codegen.triton.operators.operator_of`.
         kind: of device, as in :func:`~codegen.triton.operators.operator_of`.
     """
     replaced: dict[Node, Node] = {}
     for kernel in kernels:
-        _call(module, kernel, operator_of(kernel, run(kernel), kind), replaced)
+        _call(module, kernel, operator_of(kernel, run, kind), replaced)
     legalize_graph(module)
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -8,7 +8,7 @@ functions and on tensor cores; whichever takes longest bounds it (the roofline o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -125,5 +125,18 @@ def named(text: str) -> Device | None:
 
 
 def of(device: torch.device) -> Device | None:
-    """The rates of a torch device; None where they are not known, or it is no GPU."""
-    return named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    """The rates of a torch device: those that are known, or in proportion to its processors; None for old GPUs."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = named(name)
+    if known is not None:
+        return known
+    facts = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None or facts.major < 8:
+        return None
+    like = DEVICES["A100" if facts.major == 8 else "H100" if facts.major == 9 else "B200"]
+    share = facts.multi_processor_count / like.processors
+    tensor = {kind: rate * share for kind, rate in like.tensor.items()}
+    return replace(like, name=name, architecture=f"sm_{facts.major}{facts.minor}", copy=like.copy * share,
+                   tensor=tensor, processors=facts.multi_processor_count)  # fmt: skip

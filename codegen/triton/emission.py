@@ -12,7 +12,7 @@ from codegen.triton.axes import COORDINATES, Axes, spread, strides_of
 from codegen.triton.pointwise import computing, helpers, printed
 from codegen.triton.region import base, is_view
 from codegen.triton.tile import Spread, Tile
-from rewrite.ops import Copy, LayerNorm, Reduction, reduction, value, view, view_as
+from rewrite.ops import Copy, LayerNorm, Reduction, is_tensor, reduction, value, view, view_as
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -124,7 +124,7 @@ class Chain:
         found: dict[Node, Spread] = {}
         for node in self.nodes:
             for operand in node.all_input_nodes:
-                if operand in known or operand in self.nodes or operand in found:
+                if operand in known or operand in self.nodes or operand in found or not is_tensor(operand):
                     continue
                 axes = self._operand_axes(node, operand)
                 name = self.arguments.names[operand]

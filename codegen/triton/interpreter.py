@@ -12,10 +12,12 @@ from torch import Tensor
 
 from codegen.triton.binding import bind
 from codegen.triton.device import REFERENCE, Device
+from codegen.triton.export import generated
 from codegen.triton.launching import interpreted, interprets
 from codegen.triton.packing import pack
 from codegen.triton.planning import KernelPlan, planned
 from rewrite.errors import LoweringError
+from rewrite.lowered import Fused
 from rewrite.lowering import flat_module, record
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Interpreted:
         pack(module)
         plan = planned(module.graph, self.device, self._kinds)
         kernels = self._choose(plan)
+        told = tuple(generated(kernel) for kernel in kernels)  # while the operators are there
         bind(module, kernels, interpreted, "CPU")
         self.plans.append(plan)
         self.kernels += kernels
@@ -84,7 +87,7 @@ class Interpreted:
             taken = () if frozen else weights
             return module(*inputs, *taken)  # type: ignore[no-any-return]
 
-        return run
+        return Fused(run, told)
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
         """The module's own code."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +33,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Launchable:
+    """A kernel without the graph that it comes from, which holds weights.
+
+    Attributes:
+        source: the code.
+        results: what it gives.
+        samples: N.
+        programs: how many a launch has.
+        around: what it computes, for messages.
+    """
+
+    source: Source
+    results: tuple[Result, ...]
+    samples: int
+    programs: int
+    around: str
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A region with the code that computes it.
 
@@ -56,9 +77,12 @@ class Kernel:
         """N."""
         return self.region.sizes["n"]
 
-    def grid(self, samples: int) -> int:
-        """The number of programs for so many samples."""
-        return int(eval(self.programs, {"__builtins__": {}}, {"N": samples}))  # our own arithmetic
+    @cached_property
+    def launchable(self) -> Launchable:
+        """What is left of it once it is bound."""
+        programs = int(eval(self.programs, {"__builtins__": {}}, {"N": self.samples}))  # our own arithmetic
+        around = f"{len(self.region.nodes)} operators around '{self.region.main.node.name}'"
+        return Launchable(self.source, self.results, self.samples, programs, around)
 
     @property
     def operator(self) -> str:
@@ -73,8 +97,7 @@ def result_of(node: Node) -> Result:
     return Result(shape, stride, recorded.dtype)
 
 
-def partial_sums(sizes: dict[str, int] | object, slots: int) -> Result:
+def partial_sums(sizes: Mapping[str, int], slots: int) -> Result:
     """The partial sums of every channel of every sample."""
-    assert isinstance(sizes, dict)
     shape = (sizes["n"], slots, sizes["c"])
     return Result(shape, (slots * sizes["c"], sizes["c"], 1), torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from rewrite.events import emit
 
 if TYPE_CHECKING:
-    from codegen.triton.kernel import Kernel, Result
+    from codegen.triton.kernel import Launchable, Result
     from codegen.triton.operators import Run
 
 _ALIGNED = 16
@@ -31,18 +31,17 @@ def empty(results: Sequence[Result], device: torch.device) -> list[Tensor]:
     return [torch.empty_strided(r.shape, r.stride, dtype=r.dtype, device=device) for r in results]
 
 
-def interpreted(kernel: Kernel) -> Run:
-    """A function that runs a kernel in the interpreter.
+def interpreted(kernel: Launchable, reference: Run) -> Run:
+    """A function that runs a kernel in the interpreter; the reference is not asked for.
 
     Raises:
         ImportError: there is no Triton.
     """
     function, source = kernel.source.kernel(), kernel.source
-    programs = (kernel.grid(kernel.samples),)
 
     def run(operands: Sequence[Tensor]) -> Sequence[Tensor]:
         results = empty(kernel.results, operands[0].device)
-        function[programs](*(x.detach() for x in operands), *results, kernel.samples, **source.constants)
+        function[(kernel.programs,)](*(x.detach() for x in operands), *results, kernel.samples, **source.constants)
         return results
 
     return run
@@ -56,14 +55,14 @@ class Launch:
 
     Args:
         kernel: what runs.
-        fallback: gives the results where it cannot be compiled, from then on, after one warning.
+        reference: gives the results where it cannot be compiled, from then on, after one warning.
     """
 
-    def __init__(self, kernel: Kernel, fallback: Callable[[Sequence[Tensor]], Sequence[Tensor]]):
+    def __init__(self, kernel: Launchable, reference: Run):
         self._kernel = kernel
-        self._fallback = fallback
+        self._fallback = reference
         self._function = kernel.source.kernel()
-        self._grid = (kernel.grid(kernel.samples), 1, 1)
+        self._grid = (kernel.programs, 1, 1)
         self._constants = tuple(kernel.source.constants.values())
         self._compiled: dict[int, Any] = {}
         self._failed = False
@@ -94,11 +93,10 @@ class Launch:
         except Exception as error:  # Triton, LLVM and ptxas fail in ways of their own
             self._failed = True
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            emit("kernel-failed", f"{source.function} cannot be compiled: {first}", kernel=self._kernel.operator)
+            emit("kernel-failed", f"{source.function} cannot be compiled: {first}", kernel=source.function)
             warnings.warn(
-                f"the kernel '{source.function}' of {len(self._kernel.region.nodes)} operators around "
-                f"'{self._kernel.region.main.node.name}' cannot be compiled, and torch's own operators run instead: "
-                f"{first}",
+                f"the kernel '{source.function}' of {self._kernel.around} cannot be compiled, and torch's own "
+                f"operators run instead: {first}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -19,43 +19,45 @@ from codegen.triton.reference import reference
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-    from codegen.triton.kernel import Kernel, Result
+    from codegen.triton.kernel import Kernel, Launchable, Result
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Computes a kernel's results from its operands."""
+
+Make = Callable[["Launchable", Run], Run]
+"""Gives the function that computes a kernel, from the kernel and from its reference."""
 
 _LIBRARY = torch.library.Library("torch_rewrite", "FRAGMENT")
 _KNOWN: dict[str, Any] = {}
 _LOCK = threading.Lock()
 
 
-def operator_of(kernel: Kernel, run: Run, kind: str) -> Any:
+def operator_of(kernel: Kernel, make: Make, kind: str) -> Any:
     """The operator of a kernel; one that is known already where it is the same.
 
     Args:
         kernel: with all that the operator's results depend on.
-        run: computes it, on the kernel's device.
+        make: gives the function that computes it on its device, where the reference cannot be asked for.
         kind: ``"CUDA"``, or ``"CPU"`` for the interpreter; all other devices take the reference.
 
     Returns:
         An overload that takes the kernel's operands and gives one tensor, or a tuple.
     """
-    name = _name(kernel, kind)
+    name = f"{kernel.operator}_{_ending(kernel, kind)}"
     with _LOCK:
         if name not in _KNOWN:
-            _KNOWN[name] = _defined(name, kernel, run, kind)
+            _KNOWN[name] = _defined(name, kernel, make, kind)
         return _KNOWN[name]
 
 
-def _name(kernel: Kernel, kind: str) -> str:
-    results = hashlib.sha256(repr((kernel.results, kind)).encode()).hexdigest()[:6]
-    return f"{kernel.operator}_{results}"
+def _ending(kernel: Kernel, kind: str) -> str:
+    return hashlib.sha256(repr((kernel.results, kind)).encode()).hexdigest()[:6]
 
 
-def _defined(name: str, kernel: Kernel, run: Run, kind: str) -> Any:
+def _defined(name: str, kernel: Kernel, make: Make, kind: str) -> Any:
+    results, single = kernel.results, len(kernel.results) == 1
     operands = ", ".join(f"Tensor {each}" for each in kernel.source.tensors[: len(kernel.operands)])
-    given = ", ".join(["Tensor"] * len(kernel.results))
-    single = len(kernel.results) == 1
+    given = ", ".join(["Tensor"] * len(results))
     schema = f"{name}({operands}) -> {given if single else f'({given})'}"
     _LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
     plain = reference(kernel)
@@ -63,17 +65,17 @@ def _defined(name: str, kernel: Kernel, run: Run, kind: str) -> Any:
     def packed(found: Sequence[Tensor]) -> Any:
         return found[0] if single else tuple(found)
 
-    def launch(*tensors: Tensor) -> Any:
-        return packed(run(tensors))
+    def by_reference(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return laid_out(results, plain(*tensors))
 
-    def fallback(*tensors: Tensor) -> Any:
-        return packed(laid_out(kernel.results, plain(*tensors)))
+    run = make(kernel.launchable, by_reference)
+    _LIBRARY.impl(name, lambda *tensors: packed(by_reference(tensors)), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, lambda *tensors: packed(run(tensors)), kind)
 
     def fake(*tensors: Tensor) -> Any:
-        return packed([tensors[0].new_empty_strided(r.shape, r.stride, dtype=r.dtype) for r in kernel.results])
+        return packed([tensors[0].new_empty_strided(r.shape, r.stride, dtype=r.dtype) for r in results])
 
-    _LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, launch, kind)
     full = f"torch_rewrite::{name}"
     torch.library.register_fake(full, fake, lib=_LIBRARY)
     _differentiate(full, plain)

@@ -33,6 +33,7 @@ class Planned:
         parts: what its operators take as kernels of their own.
         bound: what it is bound by: bytes, the first cache, plain or special instructions, tensor cores, or the launch.
         saved: bytes that need not be moved.
+        library: what libraries' kernels do in place of the main operator.
     """
 
     region: Region
@@ -41,6 +42,7 @@ class Planned:
     parts: float
     bound: str
     saved: float
+    library: tuple[Work, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -155,7 +157,7 @@ def _options(family: Family, main: object, device: Device) -> Iterator[Planned]:
         parts = _seconds(device, [*library, *apart], kind) - _seconds(device, outer, kind)
         saved = total([*library, *inner]).bytes - candidates[0].work.bytes
         bound = device.bound(candidates[0].work, kind)
-        yield Planned(region, candidates, seconds, parts, bound, saved)
+        yield Planned(region, candidates, seconds, parts, bound, saved, tuple(library))
 
 
 def _groups(whole: Region, region: Region) -> tuple[list[Node], list[Node]]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx import Node
 
 from codegen.triton.pointwise_helpers import HELPERS, Cost, called, cost_of
 from rewrite import compat
@@ -21,6 +20,8 @@ from rewrite.ops import arguments, is_tensor, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from torch.fx import Node
 
 __all__ = ["HELPERS", "Cost", "computing", "cost", "helpers", "printable", "printed"]
 
@@ -138,7 +139,8 @@ def printed(node: Node, operands: Mapping[Node, str]) -> str:
 
     Args:
         node: a pointwise operator.
-        operands: for each tensor argument the name of a Triton value, of the type in which its dtype is held.
+        operands: for each tensor argument the name of a Triton value, of the type in which its dtype is held; or an
+            expression that binds as tightly, such as ``x[:, None]``.
 
     Raises:
         ValueError: there is no code for it.
@@ -228,11 +230,15 @@ class _Call:
         """A template for comparisons, in the dtype that the arguments have in common and to which numbers round."""
         first = value(self.arguments["self"])
         other = self.arguments.get("other", self.arguments["self"])
-        common = torch.result_type(first, value(other) if is_tensor(other) else other)
-        if common in _FLOATING and not is_tensor(other):
-            rounded = torch.tensor(other, dtype=common).item()
-            return replace(self, arguments={**self.arguments, "other": rounded}).filled(template, common)
-        return self.filled(template, common)
+        if is_tensor(other):
+            return self.filled(template, torch.result_type(first, value(other)))
+        number = self.number("other")
+        if number is None:
+            raise _Unprintable(f"'{self.node.name}' compares with neither a tensor nor a number")
+        common = torch.result_type(first, number)
+        if common in _FLOATING:
+            number = torch.tensor(number, dtype=common).item()
+        return replace(self, arguments={**self.arguments, "other": number}).filled(template, common)
 
 
 @dataclass(frozen=True)
@@ -268,10 +274,7 @@ def _wrapped(text: str, dtype: torch.dtype) -> str:
 
 
 def _literal(number: float, dtype: torch.dtype) -> str:
-    """A number as Triton reads it, for which numbers that float32 has only with fewer digits are of float64.
-
-    A literal of zero has no sign there.
-    """
+    """A number as Triton reads it, which forgets the sign of zero and takes numbers for float64 that are not normal."""
     if dtype in _FLOATING:
         number = float(number)
         if not math.isfinite(number):
@@ -279,8 +282,7 @@ def _literal(number: float, dtype: torch.dtype) -> str:
         if (number == 0 and math.copysign(1, number) > 0) or _LEAST <= abs(number) <= _LARGEST:
             return repr(number)
     elif dtype == torch.bool:
-        if isinstance(number, bool):
-            return repr(number)
+        return repr(bool(number))
     elif isinstance(number, int) and torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max:
         return repr(int(number))
     raise _Unprintable(f"{number} is no literal of {dtype}")

@@ -29,7 +29,7 @@ def reference(kernel: Kernel) -> GraphModule:
     mapping: dict[Node, Any] = {node: graph.placeholder(f"operand{i}") for i, node in enumerate(kernel.operands)}
     for node in region.main.node.graph.nodes:
         if node in region.nodes and node not in mapping and node not in region.totals:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), mapping.__getitem__)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: mapping.get(each, each.meta["val"]))
             mapping[node] = graph.create_node("call_function", node.target, args, kwargs)
     results = []
     for node, result in zip(region.outputs, kernel.results, strict=True):

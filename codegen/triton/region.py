@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -74,8 +75,9 @@ class Region:
 
     @property
     def inputs(self) -> tuple[Node, ...]:
-        """What is read where the main operator's input lies, that itself where there is no prologue."""
-        return _read(self.prologue, ()) if self.prologue else (self.main.input,)
+        """What is read where the main operator's input lies, that itself where there is no prologue; large ones first."""
+        read = _read(self.prologue, ()) if self.prologue else (self.main.input,)
+        return tuple(sorted(read, key=lambda node: (value(node).dim(), value(node).numel()), reverse=True))
 
     @property
     def extras(self) -> tuple[Node, ...]:
@@ -87,9 +89,9 @@ class Region:
         """All that it reads, once each."""
         return tuple(dict.fromkeys((*self.inputs, *self.main.roles.values(), *self.extras)))
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[Node, ...]:
-        """The values that others read, sums last; of views what they are views of."""
+        """The values that others read, sums last; of views what they are views of. As they were when first asked."""
         inside = set(self.nodes)
         found: dict[Node, None] = {}
         for node in (self.main.node, *self.epilogue):
@@ -122,10 +124,10 @@ def regions(main: Main, axes: Axes, sizes: Mapping[str, int], sums: bool) -> Ite
         main: the operator.
         axes: of its result.
         sizes: of the result's coordinates.
-        sums: whether kernels make sums over pixels.
+        sums: whether kernels make sums: over pixels, and over channels for norms.
     """
     before = _prologue(main)
-    behind, known = _epilogue(main, axes, sizes)
+    behind, known = _epilogue(main, axes, sizes, sums)
     ends = [0, *(i + 1 for i, node in enumerate(behind) if not is_view(node))]
     for start in range(len(before), -1, -1):
         for end in ends:
@@ -135,9 +137,10 @@ def regions(main: Main, axes: Axes, sizes: Mapping[str, int], sums: bool) -> Ite
 
 
 def _read(nodes: Sequence[Node], known: Sequence[Node]) -> tuple[Node, ...]:
-    """What operators read that is neither among them nor known."""
+    """The tensors that operators read that are neither among them nor known."""
     inside = {*nodes, *known}
-    return tuple(dict.fromkeys(each for node in nodes for each in node.all_input_nodes if each not in inside))
+    read = dict.fromkeys(each for node in nodes for each in node.all_input_nodes if each not in inside)
+    return tuple(each for each in read if is_tensor(each))
 
 
 def _prologue(main: Main) -> list[Node]:
@@ -168,10 +171,11 @@ def _is_readable(node: Node) -> bool:
     return kind in STORED or (kind != torch.float64 and computing(kind) is not None and not kind.is_complex)
 
 
-def _epilogue(main: Main, axes: Axes, sizes: Mapping[str, int]) -> tuple[list[Node], dict[Node, Axes]]:
+def _epilogue(main: Main, axes: Axes, sizes: Mapping[str, int], sums: bool) -> tuple[list[Node], dict[Node, Axes]]:
     """What may follow a main operator in its kernel, in order, with the axes of its values."""
     found: list[Node] = []
     known: dict[Node, Axes] = {main.node: axes}
+    loaded: dict[Node, Axes | None] = {}  # once each
     outside: set[Node] = set()  # what others make of the region's values: reading it would be a cycle
     started = False
     for node in main.node.graph.nodes:
@@ -181,18 +185,27 @@ def _epilogue(main: Main, axes: Axes, sizes: Mapping[str, int]) -> tuple[list[No
         reads = node.all_input_nodes
         if not any(each in known or each in outside for each in reads):
             continue
-        followed = (
-            None if any(each in outside for each in reads) or len(found) >= LONGEST else _fused(node, known, sizes)
-        )
-        if followed is None:
+        ends = any(each in outside for each in reads) or len(found) >= LONGEST
+        followed = None if ends else _fused(node, known, sizes, sums)
+        loads = {} if followed is None else _loads(node, known)
+        if followed is None or any(loaded.get(each, made) != made for each, made in loads.items()):
             outside.add(node)
         else:
             found.append(node)
             known[node] = followed
+            loaded.update(loads)
     return found, known
 
 
-def _fused(node: Node, known: Mapping[Node, Axes], sizes: Mapping[str, int]) -> Axes | None:
+def _loads(node: Node, known: Mapping[Node, Axes]) -> dict[Node, Axes | None]:
+    """The axes of what an operator reads beside known values."""
+    inner = next(known[each] for each in node.all_input_nodes if each in known)
+    others = [each for each in node.all_input_nodes if each not in known and is_tensor(each)]
+    norm = view_as(node, LayerNorm)
+    return {each: spread(each, inner) if norm is None else (("c",),) for each in others}
+
+
+def _fused(node: Node, known: Mapping[Node, Axes], sizes: Mapping[str, int], sums: bool) -> Axes | None:
     """The axes of what a node makes of known values; None where a kernel cannot."""
     if not is_tensor(node) or value(node).dtype == torch.float64:
         return None
@@ -200,7 +213,7 @@ def _fused(node: Node, known: Mapping[Node, Axes], sizes: Mapping[str, int]) -> 
     axes = known[inner[0]]
     norm = view_as(node, LayerNorm)
     if norm is not None:
-        over = axes[-1] == ("c",) and len(norm.shape) == 1 and norm.input in known
+        over = sums and axes[-1] == ("c",) and len(norm.shape) == 1 and norm.input in known
         return axes if over and len(inner) == 1 and value(node).dtype in STORED else None
     if isinstance(view(node), (Permute, Reshape, Copy)):
         return followed(node, axes, sizes)

@@ -113,6 +113,11 @@ def closed(text: str) -> str:
     return text
 
 
+def block(number: str, size: str) -> str:
+    """The indices of a block of so many, by its number."""
+    return f"tl.arange(0, {size})" if number == "0" else f"{number} * {size} + tl.arange(0, {size})"
+
+
 def part(text: str, size: int) -> str:
     """An index modulo a size."""
     return f"{text} % {size}" if size > 1 else "0"

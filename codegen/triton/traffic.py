@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from codegen.triton.device import Work, total
 from codegen.triton.pointwise import cost, printable
 from codegen.triton.region import is_view
-from rewrite.ops import Copy, LayerNorm, value, view
+from rewrite.ops import Copy, LayerNorm, is_tensor, value, view
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
 
 def size(nodes: Iterable[Node]) -> int:
-    """Bytes of the values of nodes."""
-    return sum(value(node).numel() * value(node).element_size() for node in nodes)
+    """Bytes of the values of nodes, as far as these are tensors."""
+    return sum(value(node).numel() * value(node).element_size() for node in nodes if is_tensor(node))
 
 
 def times(work: Work, count: float) -> Work:

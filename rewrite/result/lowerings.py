@@ -12,7 +12,7 @@ from rewrite import compat
 from rewrite.distance import farthest
 from rewrite.events import emit
 from rewrite.graph import is_random
-from rewrite.lowered import Chosen, Lowered
+from rewrite.lowered import Chosen, Lowered, kernels_of
 from rewrite.lowering import run_eagerly
 from rewrite.result.modes import neutral
 from rewrite.result.plans import Plan, Weights
@@ -83,7 +83,8 @@ class Lowerings:
                  sizes=sizes, seconds=spent, frozen=frozen)  # fmt: skip
             choice = run.choice if isinstance(run, Chosen) else None
             away = _distance(special, run, flat, tensors) if lowering.static and compat.is_any_autocast() else None
-            lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice, away)
+            lowered = Lowered(lowering.name, tuple(map(tuple, sizes)), spent, frozen, choice, away,
+                              kernels_of(run))  # fmt: skip
         except Exception as error:  # the compiler is not ours, and the program runs without it
             self.lowering = None
             first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
-    from rewrite.lowered import Lowered
+    from rewrite.lowered import Generated, Lowered
     from rewrite.lowering import Lowering
     from rewrite.result.program import Program
     from rewrite.result.specialize import Specialization
@@ -178,6 +179,36 @@ class OptimizedModule(Runnable, Mirror):
         they could not be lowered.
         """
         return self._engine.lowerings
+
+    @property
+    def kernels(self) -> tuple[Generated, ...]:
+        """The kernels that were written for the calls that were seen, once each: ``print(kernel.source)`` shows one.
+
+        Empty where no lowering wrote any, as on a CPU.
+        """
+        found = {kernel.name: kernel for lowered in self.lowerings for kernel in lowered.kernels}
+        return tuple(found.values())
+
+    def export_kernels(self, directory: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write each of :attr:`kernels` as a file that stands alone: with a reference, a check and a benchmark.
+
+        Args:
+            directory: made where it is not there; files of the same names are written anew.
+
+        Returns:
+            The files.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        into = Path(directory)
+        into.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for kernel in self.kernels:
+            path = into / f"{kernel.name}.py"
+            write(path, kernel.standalone.encode())
+            paths.append(path)
+        return tuple(paths)
 
     @property
     def graph_module(self) -> GraphModule:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from codegen.triton.depthwise.matrix import Matrix
 from codegen.triton.depthwise.rolling import Rolling
-from codegen.triton.tile import Spread, Tile, part, rest
+from codegen.triton.tile import Spread, Tile, block, closed, part, rest
 
 if TYPE_CHECKING:
     from codegen.triton.writer import Writer
@@ -76,10 +76,10 @@ class BandedCode(Rolling):
         code, blocks, strips = self.code, self.blocks(), self.strips
         many, columns = code.constant("OTHERS", self.schedule.many), code.constant("COLUMNS", self.schedule.columns)
         write(f"c = {part('program', code.branch.channels)}")
-        write(f"m = {rest('program', code.branch.channels)} * {many} + tl.arange(0, {many})")
+        write(f"m = {block(rest('program', code.branch.channels), many)}")
         write(f"strip = {part(rest('m', blocks), strips)}")
         write(f"first = {self.first_row()}")
-        write(f"n = ({rest('m', blocks * strips)}).to(tl.int64)")
+        write(f"n = {closed(rest('m', blocks * strips))}.to(tl.int64)")
         write(f"j = tl.arange(0, {columns})")
         w = Spread("j", (1,))
         if blocks > 1:

@@ -124,9 +124,11 @@ class BranchCode:
         known = chain.loads(write, place, {}, False, "nchw")
         known.update(chain.loads(write, place, known, True, "nchw"))
         chain.write(write, place, known)
-        outside = place.mask("nchw", place.axes)
+        inner = place.mask("nchw", place.axes)
         result = known[node].text
-        write(f"tap = tl.where({outside}, {result}, 0.0)" if outside else f"tap = {result}")
+        if inner:
+            write(f"inside = {inner}")
+        write(f"tap = tl.where(inside, {result}, 0.0)" if inner else f"tap = {result}")
         if not wide:
             write(f"tap = tap.to({self.kept(node)})")
         return "tap"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from codegen.triton.tile import Spread, Tile, part, rest
+from codegen.triton.tile import Spread, Tile, block, closed, part, rest
 
 if TYPE_CHECKING:
     from codegen.triton.depthwise.branch import BranchCode
@@ -70,18 +70,18 @@ class CopyingCode:
         pixels, others = code.constant("PIXELS", schedule.pixels), code.constant("OTHERS", schedule.others)
         if schedule.last:
             count = -(-code.branch.channels // schedule.others)
-            write(f"c = {part('program', count)} * {others} + tl.arange(0, {others})")
+            write(f"c = {block(part('program', count), others)}")
             if count > 1:
                 write(f"program = program // {count}")
-        write(f"pixel = {part('program', self.blocks())} * {pixels} + tl.arange(0, {pixels})")
+        write(f"pixel = {block(part('program', self.blocks()), pixels)}")
         write(f"h = pixel // {width}")
         write(f"w = pixel % {width}")
         if schedule.last:
-            write(f"n = ({rest('program', self.blocks())}).to(tl.int64)")
+            write(f"n = {closed(rest('program', self.blocks()))}.to(tl.int64)")
             at = {"n": Spread("n"), "c": Spread("c", (1,)), "h": Spread("h", (0,)), "w": Spread("w", (0,))}
             inside = {"c": Spread(f"c < {channels}", (1,)), "h": Spread(f"h < {code.size('h')}", (0,))}
             return code.targeted(write, Tile((pixels, others), at, inside))
-        write(f"plane = {rest('program', self.blocks())} * {others} + tl.arange(0, {others})")
+        write(f"plane = {block(rest('program', self.blocks()), others)}")
         write(f"n = (plane // {channels}).to(tl.int64)")
         write(f"c = plane % {channels}")
         at = {"n": Spread("n", (0,)), "c": Spread("c", (0,)), "h": Spread("h", (1,)), "w": Spread("w", (1,))}

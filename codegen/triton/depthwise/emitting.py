@@ -65,7 +65,7 @@ def emitted(region: Region, schedules: Sequence[Schedule]) -> Kernel:
     warps, stages = (max(getattr(each, name) for each in schedules) for name in ("warps", "stages"))
     source = Source(text, function, signature, dict(arguments.constants), warps, stages)
     slots = codes[0].slots() if isinstance(codes[0], StreamingCode) else 0
-    results = [partial_sums(dict(region.sizes), slots) if node in region.totals else result_of(node)
+    results = [partial_sums(region.sizes, slots) if node in region.totals else result_of(node)
                for node in arguments.outputs]  # fmt: skip
     programs = " + ".join(code.programs() for code in codes)
     operands = tuple(arguments.names)

@@ -60,6 +60,11 @@ class Branch:
     target: int
     channels: int
 
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """Weight and bias, as far as there are any."""
+        return tuple(node for node in (self.weight, self.bias) if node is not None)
+
 
 @dataclass(frozen=True)
 class Mixer:

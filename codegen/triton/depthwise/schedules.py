@@ -70,7 +70,7 @@ def _streams(region: Region, branch: Branch, warps: int, last: bool) -> Iterator
     if refuses(branch):
         return
     channels, height, width = branch.channels, region.sizes["h"], region.sizes["w"]
-    widths = [columns for columns in (4, 8, 16, 32, 64, 128, 256) if columns < 2 * power(width)]
+    widths = [columns for columns in (2, 4, 8, 16, 32, 64, 128, 256) if columns < 2 * max(power(width), 2)]
     if region.norms:
         others = [power(channels)] if last else []
     elif last:
@@ -81,7 +81,11 @@ def _streams(region: Region, branch: Branch, warps: int, last: bool) -> Iterator
     for many in others:
         for columns in widths:
             held = many * columns / (32 * warps)
-            if not 1 <= held <= 32 or _registers(held, live, branch, last) > REGISTERS:
+            if (
+                held > 32
+                or (held < 1 and columns < width and many < channels)
+                or _registers(held, live, branch, last) > REGISTERS
+            ):
                 continue
             for rows in _strips(height, live):
                 yield Streaming(columns, many, rows, last, warps)

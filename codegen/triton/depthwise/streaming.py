@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from codegen.triton.axes import symbol, text
 from codegen.triton.depthwise.rolling import Rolling
-from codegen.triton.tile import Spread, Tile, part, rest
+from codegen.triton.tile import Spread, Tile, block, closed, part, rest
 
 if TYPE_CHECKING:
     from codegen.triton.writer import Writer
@@ -85,21 +85,21 @@ class StreamingCode(Rolling):
         blocks, strips = self.blocks(), self.strips
         if schedule.last:
             count = -(-code.branch.channels // schedule.others)
-            write(f"c = {part('program', count)} * {many} + tl.arange(0, {many})")
+            write(f"c = {block(part('program', count), many)}")
             if count > 1:
                 write(f"program = program // {count}")
-        write(f"w = {part('program', blocks)} * {wide} + tl.arange(0, {wide})")
+        write(f"w = {block(part('program', blocks), wide)}")
         if strips > 1:
             write(f"strip = {part(rest('program', blocks), strips)}")
         column = Spread("w", (0,) if schedule.last else (1,))
         inside = {"w": Spread(f"w < {code.size('w')}", column.axes)}
         write(f"first = {self.first_row()}")
         if schedule.last:
-            write(f"n = ({rest('program', blocks * strips)}).to(tl.int64)")
+            write(f"n = {closed(rest('program', blocks * strips))}.to(tl.int64)")
             inside["c"] = Spread(f"c < {channels}", (1,))
             at = {"n": Spread("n"), "c": Spread("c", (1,)), "w": column, "h": Spread("h")}
             return Tile((wide, many), at, inside)
-        write(f"plane = {rest('program', blocks * strips)} * {many} + tl.arange(0, {many})")
+        write(f"plane = {block(rest('program', blocks * strips), many)}")
         write(f"n = (plane // {channels}).to(tl.int64)")
         write(f"c = plane % {channels}")
         inside["n"] = Spread("n < N", (0,))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from codegen.triton.axes import symbol, text
 from codegen.triton.depthwise.matrix import Matrix
-from codegen.triton.tile import Spread, Tile, part, rest
+from codegen.triton.tile import Spread, Tile, block, part, rest
 
 if TYPE_CHECKING:
     from codegen.triton.depthwise.branch import BranchCode
@@ -112,10 +112,10 @@ class ToeplitzCode:
         batched = schedule.channels > 1
         if batched:
             many = code.constant("OTHERS", schedule.channels)
-            write(f"c = {part('program', count)} * {many} + tl.arange(0, {many})")
+            write(f"c = {block(part('program', count), many)}")
         else:
             write(f"c = {part('program', count)}")
-        write(f"m = {rest('program', count)} * {rows} + tl.arange(0, {rows})")
+        write(f"m = {block(rest('program', count), rows)}")
         group = rest("m", blocks)
         write(f"first = {group} % {groups}" + (f" * {schedule.below}" if schedule.below > 1 else ""))
         write("h = first")

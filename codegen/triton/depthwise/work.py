@@ -144,7 +144,8 @@ def library(mixer: Mixer) -> list[Work]:
         share = branch.channels / int(made.shape[1])
         results = made.numel() * share
         taps = math.prod(branch.window.kernel)
-        moved = width * (results + value(mixer.input).numel() * branch.channels / int(value(mixer.input).shape[1]))
+        read = value(mixer.input).numel() * branch.channels / int(value(mixer.input).shape[1])
+        moved = width * (results + read) + size(branch.operands)
         works.append(Work(bytes=moved, lines=2 * taps * results / _WARP, plain=3 * taps * results))
     if len(mixer.branches) > 1:
         works.append(Work(bytes=2 * width * made.numel()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,6 @@ def kernel(x, y, T: tl.constexpr):
         tl.store(y + t * 8192 + i, tl.exp(tiles[T - 1 - t] * tiles[0]))
 """
 
-NEEDS = Resources(registers=40, spilled=0, shared=0, tensor_cores="")
 HOPPER = ARCHITECTURES["sm_90"]
 
 
@@ -108,12 +108,12 @@ def reason(workers: Workers, source: Source, architecture: Architecture = HOPPER
     return found.reason
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=str)
-def test_a_pointwise_kernel_needs_little(workers: Workers, architecture: Architecture) -> None:
-    found = one(workers, pointwise(), architecture)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_pointwise_kernel_needs_little(workers: Workers, name: str) -> None:
+    found = one(workers, pointwise(), ARCHITECTURES[name])
     assert 4 < found.registers < 64
     assert found == Resources(found.registers, spilled=0, shared=0, tensor_cores="")
-    assert fits(found, architecture) == ""
+    assert fits(found, ARCHITECTURES[name]) == ""
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_frame_that_nothing_spills_to_is_no_spill(workers: Workers) -> None:
 
 
 def test_too_much_shared_memory_compiles_and_does_not_fit(workers: Workers) -> None:
-    found = one(workers, product(block=512, stages=4))
+    found = one(workers, product(block=128, stages=8))
     assert found.shared > HOPPER.shared
     assert fits(found, HOPPER) == f"needs {found.shared // 1024} KB of shared memory and 227 KB are there"
 
@@ -167,6 +167,15 @@ def test_programs_have_as_many_threads_where_warps_are_wider(workers: Workers) -
     assert ".target sm_90a" in str(text)
 
 
+def test_tensors_are_read_sixteen_bytes_at_a_time_whatever_the_order_of_the_signature(workers: Workers) -> None:
+    """As they are by a kernel that is launched with tensors that begin where that is possible."""
+    signature = dict(reversed(product().signature.items()))
+    sources = [product(), dataclasses.replace(product(), signature=signature)]
+    widths = [re.findall(r"cp\.async\.c\S+ .* (0x\w+)", str(text)) for text in workers.lower(sources, HOPPER)]
+    assert set(widths[0]) == {"0x10"}
+    assert widths[0] == widths[1]
+
+
 def test_the_parts_of_what_compilers_say() -> None:
     log = """ptxas info    : Function properties for helper
     16 bytes stack frame, 24 bytes spill stores, 8 bytes spill loads
@@ -187,6 +196,7 @@ ptxas info    : Used 64 registers, used 1 barriers, 56 bytes cumulative stack si
 @pytest.mark.parametrize(("source", "expected"), [
     (Source("def kernel(:\n", "kernel", {}), "SyntaxError: invalid syntax"),
     (Source("import triton", "kernel", {}), "NameError: the kernel's module has no 'kernel'"),
+    (module("import source"), "ModuleNotFoundError: No module named 'source'"),
     (pointwise("nowhere(a)"), "NameError('nowhere is not defined'), in 'tl.store(y + i, nowhere(a), mask=i < n)'"),
     (pointwise(block=100), "ValueError: arange's range must be a power of 2, in 'i = tl.program_id(0)"),
     (pointwise("tl.zeros((3,), tl.float32)"), "power of 2, in 'tl.store(y + i, tl.zeros((3,), tl.float32), mask"),
@@ -198,12 +208,14 @@ def test_a_kernel_that_is_wrong_says_where(workers: Workers, source: Source, exp
     said = reason(workers, source)
     assert expected in said
     assert "\n" not in said
+    assert "Repro" not in said
     assert tempfile.gettempdir() not in said  # it is the same each time
 
 
 def test_the_assembler_complains_elsewhere_than_in_errors(workers: Workers) -> None:
     source = pointwise("tl.inline_asm_elementwise('gibberish $0, $1;', '=r,r', [i], tl.int32, True, 1)")
     assert "invalid instruction" in reason(workers, source, ARCHITECTURES["gfx942"])
+    assert "invalid instruction" not in reason(workers, pointwise("nowhere(a)"))
 
 
 def test_no_backend(workers: Workers) -> None:
@@ -219,6 +231,10 @@ def test_a_compiler_that_dies_costs_one_kernel() -> None:
     assert found[1] == Failure("the compiler died with signal 6: LLVM ERROR: out of it")
     assert found[2] == Failure("the compiler ended with status 3")
     assert isinstance(found[3], Resources)
+
+
+def test_a_compiler_that_dies_leaves_no_image_of_its_memory(workers: Workers) -> None:
+    one(workers, module("import resource; assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)"))
 
 
 def test_a_compiler_that_takes_too_long_is_ended_with_its_own_processes(tmp_path: Path) -> None:
@@ -243,6 +259,20 @@ def test_a_process_ends_itself_where_nobody_does() -> None:
     assert done.returncode == -14
 
 
+def test_a_process_that_waits_does_not_end() -> None:
+    request = json.loads(resources._request(Source("1 +", "f", {}), HOPPER, 60.0))
+    command = [sys.executable, os.fspath(resources._WORKER)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({**request, "alarm": 1}).encode() + b"\n")
+        process.stdin.flush()
+        assert "triton" in json.loads(process.stdout.readline())
+        assert "failure" in json.loads(process.stdout.readline())
+        time.sleep(1.3)
+    assert process.returncode == 0
+
+
 def test_results_are_in_the_order_of_the_kernels() -> None:
     sources = [module("import time; time.sleep(0.5)"), product(), Source("1 +", "f", {}), pointwise(), product()]
     with Workers(processes=2) as workers:
@@ -253,7 +283,8 @@ def test_results_are_in_the_order_of_the_kernels() -> None:
     assert [each.tensor_cores for each in found if isinstance(each, Resources)] == ["", "wgmma", "", "wgmma"]
 
 
-def test_what_a_kernel_prints_is_no_answer(workers: Workers) -> None:
+def test_what_a_kernel_prints_is_no_answer_and_it_reads_no_requests(workers: Workers) -> None:
+    assert "EOFError" in reason(workers, module("input()"))
     source = module("""import os; os.write(1, b'{"failure": "no"}\\n'); print('{"failure": "no"}', flush=True)""")
     assert one(workers, source) == one(workers, pointwise())
 
@@ -267,7 +298,8 @@ def test_how_the_caller_uses_triton_changes_nothing(workers: Workers, monkeypatc
 
 
 def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # which has been found before
     gibberish = pointwise("tl.inline_asm_elementwise('gibberish $0, $1;', '=r,r', [i], tl.int32, True, 1)")
     with Workers() as workers:
         workers.resources([pointwise(), gibberish], HOPPER)
@@ -280,9 +312,10 @@ def test_an_interrupted_call_leaves_no_process_at_work(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with Workers() as workers:
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched:
             patched.setattr(resources, "wait", interrupt)
-            workers.resources([crowded(49)], HOPPER)
+            with pytest.raises(KeyboardInterrupt):
+                workers.resources([crowded(49)], HOPPER)
         assert not workers._workers
         assert one(workers, pointwise()).registers
 
@@ -359,8 +392,9 @@ def test_what_is_kept_is_of_one_version(monkeypatch: pytest.MonkeyPatch, tmp_pat
         workers.close()
         assert "and not 99.0" in reason(workers, pointwise())
     monkeypatch.setenv("TRITON_PTXAS_PATH", "/nowhere/ptxas")
-    with Workers() as workers:
-        assert isinstance(workers.resources([pointwise()], HOPPER)[0], Failure)
+    with Workers() as workers:  # what another assembler says is another's
+        workers.resources([pointwise()], HOPPER)
+        assert workers.started == 1
 
 
 def test_nothing_is_kept_where_there_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Triton kernels: what is planned and predicted, and what is measured where there is a GPU."""
