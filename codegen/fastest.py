@@ -39,14 +39,14 @@ _HOPELESS = 4.0
 """What takes so many times longer than the fastest is run twice and no more."""
 
 
-def default_lowering(target: Target | None = None) -> Lowering:
+def default_lowering(target: Target | None = None, elementwise: bool = False) -> Lowering:
     """Inductor where it can compile, with kernels that a target measures, else eager."""
-    return Inductor(target) if available() else Eager()
+    return Inductor(target, elementwise) if available() else Eager()
 
 
-def candidates(target: Target | None = None) -> dict[str, Lowering]:
+def candidates(target: Target | None = None, elementwise: bool = False) -> dict[str, Lowering]:
     """The lowerings that can be tried here by name, the default first."""
-    found: dict[str, Lowering] = {"inductor": Inductor(target)} if available() else {}
+    found: dict[str, Lowering] = {"inductor": Inductor(target, elementwise)} if available() else {}
     found["eager"] = Eager()
     found.update((kind.key, kind()) for kind in (OnnxRuntime, OpenVINO) if not kind.missing())
     return found
@@ -56,20 +56,20 @@ class Fastest:
     """Compiles with every lowering, and keeps the executable that is fastest on the example.
 
     Args:
-        target: as for :class:`~codegen.inductor.Inductor`.
+        target, elementwise: as for :class:`~codegen.inductor.Inductor`.
     """
 
     name = "fastest"
     freezes = True
     static = True
 
-    def __init__(self, target: Target | None = None) -> None:
-        self._target = target
+    def __init__(self, target: Target | None = None, elementwise: bool = False) -> None:
+        self._target, self._elementwise = target, elementwise
         self.arranges = default_lowering().arranges
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
         """With the kernels of the default lowering; whole programs are timed on all of them."""
-        return default_lowering(self._target).rehearse(module)
+        return default_lowering(self._target, self._elementwise).rehearse(module)
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """As the default lowering, which runs what is not frozen."""
@@ -83,11 +83,12 @@ class Fastest:
         """
         reason = _reason(graph, frozen)
         if reason:
-            lowering = default_lowering(self._target)
+            lowering = default_lowering(self._target, self._elementwise)
             emit("default-lowering", f"{lowering.name} is taken, and nothing is timed: {reason}",
                  lowering=lowering.name, reason=reason)  # fmt: skip
             return lowering.compile(graph, weights, inputs, frozen and lowering.freezes)
-        runs = _compiled(graph, weights, inputs, self._target)
+        found = candidates(self._target, self._elementwise)
+        runs = _compiled(graph, weights, inputs, found)
         tensors = list(weights.values())
 
         def call(run: Executable) -> Callable[[], Any]:
@@ -125,11 +126,11 @@ def _reason(graph: Graph, frozen: bool) -> str:
 
 
 def _compiled(
-    graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], target: Target | None
+    graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Any], lowerings: Mapping[str, Lowering]
 ) -> dict[str, Executable]:
     """Executables by the names of lowerings; those that cannot compile are left out."""
     runs: dict[str, Executable] = {}
-    for name, lowering in candidates(target).items():
+    for name, lowering in lowerings.items():
         try:
             runs[name] = lowering.compile(graph, weights, inputs, lowering.freezes)
         except Exception as error:  # another one runs the program

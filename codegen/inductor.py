@@ -18,7 +18,6 @@ from torch import Tensor
 from codegen import native
 from codegen.binding import bound
 from codegen.packing import pack
-from codegen.triton.fusing import fuse
 from rewrite import compat
 from rewrite.lowered import Fused
 from rewrite.lowering import flat_module, run_eagerly, written_weights
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from rewrite.graph import Graph
+    from rewrite.lowered import Generated
     from rewrite.lowering import Executable
     from rewrite.target import Target
 
@@ -48,8 +48,11 @@ class Inductor:
     """Compiles a graph for the sizes, strides, dtypes and device of an example.
 
     Args:
-        target: measures where convolutions of our own are faster than oneDNN's, which TorchInductor calls; None for its
-            alone.
+        target: measures where kernels of our own are faster than those that TorchInductor calls; None for its alone on
+            a CPU, and on a GPU for ours where they are faster by far as predicted.
+        elementwise: no kernels that let NaN and infinities reach results that they do not reach in the operators.
+        cudagraphs: on a GPU, record the kernels of each program once and replay them: for small batches, where most of
+            the time goes to launching them. Results are overwritten by the next call.
     """
 
     name = "TorchInductor"
@@ -57,8 +60,10 @@ class Inductor:
     static = True
     arranges = True
 
-    def __init__(self, target: Target | None = None):
+    def __init__(self, target: Target | None = None, elementwise: bool = False, cudagraphs: bool = False):
         self._target = target
+        self._elementwise = elementwise
+        self._options: dict[str, Any] = {"triton.cudagraphs": True} if cudagraphs else {}
         if target is not None:
             native.begin()
 
@@ -92,14 +97,14 @@ class Inductor:
         elif frozen:
             native.bind(module, examples, self._target)
             native.join(module)
-        kernels = () if torch.is_autocast_enabled("cuda") else fuse(module, examples, self._target)
+        kernels = self._kernels(module, examples)
         if not frozen:
             _restore_strides(module, results, _results(module, _recorded_layout(graph, arguments, examples)))
         computed = _keep_computed(module, results)
         if not computed:
             return run_eagerly(graph, tuple(weights))
         with _compiling():
-            compiled = compat.inductor_compile(module, examples, {"freezing": frozen})
+            compiled = compat.inductor_compile(module, examples, {"freezing": frozen, **self._options})
 
         def run(inputs: Sequence[Any], weights: Sequence[Tensor]) -> Sequence[Any]:
             found = compiled(*(inputs[i] for i in tensors), *(weights[i] for i in taken))
@@ -109,6 +114,14 @@ class Inductor:
             return outputs
 
         return Fused(run, kernels) if kernels else run
+
+    def _kernels(self, module: GraphModule, examples: Sequence[Any]) -> tuple[Generated, ...]:
+        """Kernels of our own for regions of a program on a GPU; under autocast its dtypes are not those recorded."""
+        if torch.is_autocast_enabled("cuda") or not any(example.is_cuda for example in examples):
+            return ()
+        from codegen.triton.fusing import fuse  # what it plans with takes a while to import, and is for GPUs alone
+
+        return fuse(module, examples, self._target, self._elementwise)
 
     def rehearse(self, module: GraphModule) -> Callable[..., Sequence[Any]]:
         """The module with packed kernels in channels-last layout; what Inductor generates runs operator by operator."""

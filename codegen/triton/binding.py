@@ -33,8 +33,9 @@ def bind(module: GraphModule, kernels: Sequence[Kernel], run: Make, kind: str) -
         kind: of device, as in :func:`~codegen.triton.operators.operator_of`.
     """
     replaced: dict[Node, Node] = {}
-    for kernel in kernels:
-        _call(module, kernel, operator_of(kernel, run, kind), replaced)
+    targets = [operator_of(kernel, run, kind) for kernel in kernels]  # while they read what they were made for
+    for kernel, target in zip(kernels, targets, strict=True):
+        _call(module, kernel, target, replaced)
     legalize_graph(module)
     module.graph.eliminate_dead_code()
     module.recompile()

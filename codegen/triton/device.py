@@ -56,6 +56,7 @@ class Device:
         plain: float32 instructions of one element per cycle and processor.
         special: special instructions of one element per cycle and processor.
         tensor: floating-point operations per second on tensor cores by dtype, sums in float32.
+        shared: bytes of shared memory that a program may have.
         launch: seconds that a kernel takes at least.
         measured: whether the rates were measured, or are the maker's with the usual share of them.
     """
@@ -68,6 +69,7 @@ class Device:
     plain: int
     special: int
     tensor: Mapping[torch.dtype, float] = field(hash=False)
+    shared: int = 232448
     launch: float = 2.5e-6
     measured: bool = False
 
@@ -91,6 +93,11 @@ class Device:
         """The time of one kernel: of its busiest resource, and of the launch."""
         return self.launch + max(self.bounds(work, dtype).values())
 
+    def order(self, work: Work, dtype: torch.dtype) -> tuple[float, float]:
+        """What sorts kernels by their time; those that take as long by what keeps resources busy together."""
+        found = self.bounds(work, dtype).values()
+        return self.launch + max(*found, self.launch), sum(found)
+
     def bound(self, work: Work, dtype: torch.dtype) -> str:
         """The resource that bounds a kernel, or ``"launch"`` where all of them together take less time than that."""
         found = self.bounds(work, dtype)
@@ -106,11 +113,11 @@ DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
         # float32 products take three TF32 products, at half of the rate of 16-bit numbers
-        Device("A100", "sm_80", 108, 1.35e9, 1.55e12, 64, 16, _tensor(280e12, 46e12)),
+        Device("A100", "sm_80", 108, 1.35e9, 1.55e12, 64, 16, _tensor(280e12, 46e12), 166912),
         Device("H100", "sm_90", 132, 1.755e9, 2.9e12, 128, 16, _tensor(740e12, 120e12)),
         Device("H200", "sm_90", 132, 1.755e9, 4.3e12, 128, 16, _tensor(790e12, 130e12)),
         Device("B200", "sm_100", 148, 1.85e9, 6.8e12, 128, 16, _tensor(1700e12, 280e12)),
-        Device("MI300X", "gfx942", 304, 2.0e9, 4.2e12, 128, 32, _tensor(700e12, 110e12)),
+        Device("MI300X", "gfx942", 304, 2.0e9, 4.2e12, 128, 32, _tensor(700e12, 110e12), 65536),
     )
 }
 """GPUs by name. Rates are what good kernels reach, not what data sheets say."""

@@ -56,8 +56,14 @@ class Family(Protocol):
         """The regions around it that a kernel can hold."""
         ...
 
-    def candidates(self, region: Region, device: Device) -> Sequence[Candidate]:
-        """The kernels that a region may have on a device, those that should be fastest first; only those that fit."""
+    def candidates(self, region: Region, device: Device, elementwise: bool = False) -> Sequence[Candidate]:
+        """The kernels that a region may have on a device, those that should be fastest first; only those that fit.
+
+        Args:
+            region: one of :meth:`regions`.
+            device: what it runs on.
+            elementwise: only kernels in which NaN and infinities reach the results that they reach in the operators.
+        """
         ...
 
     def library(self, main: Main) -> Sequence[Work]:

@@ -36,13 +36,16 @@ SURE = 1.5
 _TOLD: set[str] = set()
 
 
-def fuse(module: GraphModule, examples: Sequence[Any], target: Target | None) -> tuple[Generated, ...]:
+def fuse(
+    module: GraphModule, examples: Sequence[Any], target: Target | None, elementwise: bool = False
+) -> tuple[Generated, ...]:
     """Let a flat module on a GPU call kernels where they are faster; those that it calls.
 
     Args:
         module: as :func:`rewrite.lowering.flat_module` gives it. Changed.
         examples: one for each of its arguments; only their metadata is read.
         target: measures kernels beside what a general compiler makes of their regions; None to go by predictions.
+        elementwise: only kernels in which NaN and infinities stay where the operators leave them.
     """
     on = _device(module, examples)
     if on is None:
@@ -54,7 +57,7 @@ def fuse(module: GraphModule, examples: Sequence[Any], target: Target | None) ->
         return ()
     record(module, examples)
     pack(module)
-    plan = planned(module.graph, rates)
+    plan = planned(module.graph, rates, elementwise=elementwise)
     if not plan.regions:
         return ()
     if importlib.util.find_spec("triton") is None:

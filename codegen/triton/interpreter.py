@@ -36,6 +36,7 @@ class Interpreted:
         device: whose kernels are planned.
         kinds: families to use; None for all that are registered.
         choose: which kernels of a plan run; by default the first candidate of each region.
+        elementwise: only kernels in which NaN and infinities stay where the operators leave them.
 
     Attributes:
         plans: of what was compiled, in order.
@@ -52,11 +53,13 @@ class Interpreted:
         device: Device = REFERENCE,
         kinds: Sequence[Family] | None = None,
         choose: Callable[[KernelPlan], Sequence[Kernel]] | None = None,
+        elementwise: bool = False,
     ):
         self.device = device
         self.plans: list[KernelPlan] = []
         self.kernels: list[Kernel] = []
         self._kinds = kinds
+        self._elementwise = elementwise
         self._choose = choose or (lambda plan: [each.candidates[0].emit() for each in plan.regions])
 
     def arrange(self, graph: Graph, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -76,7 +79,7 @@ class Interpreted:
         examples = [*inputs, *(weights[name] for name in arguments)]
         record(module, examples)
         pack(module)
-        plan = planned(module.graph, self.device, self._kinds)
+        plan = planned(module.graph, self.device, self._kinds, self._elementwise)
         kernels = self._choose(plan)
         told = tuple(generated(kernel) for kernel in kernels)  # while the operators are there
         bind(module, kernels, interpreted, "CPU")

@@ -11,7 +11,7 @@ import torch
 
 from codegen.triton.device import Device, Work, total
 from codegen.triton.family import Candidate, Family, families
-from codegen.triton.region import Region, is_view
+from codegen.triton.region import Main, Region, is_view
 from codegen.triton.traffic import separate
 from rewrite.ops import value
 
@@ -97,20 +97,23 @@ class KernelPlan:
         return "\n".join(lines)
 
 
-def planned(graph: Graph, device: Device, kinds: Sequence[Family] | None = None) -> KernelPlan:
+def planned(
+    graph: Graph, device: Device, kinds: Sequence[Family] | None = None, elementwise: bool = False
+) -> KernelPlan:
     """The plan for a flat graph with recorded values of fixed sizes.
 
     Args:
         graph: not changed.
         device: predicted for.
         kinds: families to use; None for all that are registered.
+        elementwise: only kernels in which NaN and infinities stay where the operators leave them.
     """
     options: list[Planned] = []
     declined: list[Declined] = []
     for family in families() if kinds is None else kinds:
         declined += [Declined(node, reason) for node in graph.nodes if (reason := family.why_not(node))]
         for main in family.mains(graph):
-            found = list(_options(family, main, device))
+            found = list(_options(family, main, device, elementwise))
             if not found:
                 declined.append(Declined(main.node, "no kernel of it fits the device"))
             paying = [each for each in found if each.gain > MARGIN * each.parts]
@@ -134,19 +137,19 @@ def _too_slow(best: Planned) -> str:
     )
 
 
-def _options(family: Family, main: object, device: Device) -> Iterator[Planned]:
+def _options(family: Family, main: Main, device: Device, elementwise: bool) -> Iterator[Planned]:
     """The regions around a main operator with what each of them saves.
 
     All of them are compared as parts of the largest one: what a smaller region leaves out is a kernel of its own.
     """
-    found = list(family.regions(main))  # type: ignore[arg-type]
+    found = list(family.regions(main))
     if not found:
         return
     whole = max(found, key=lambda region: len(region.nodes))
     library = family.library(whole.main)
     kind = value(whole.main.input).dtype
     for region in found:
-        candidates = family.candidates(region, device)
+        candidates = family.candidates(region, device, elementwise)
         if not candidates:
             continue
         before, behind = _groups(whole, region)

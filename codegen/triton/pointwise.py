@@ -363,7 +363,7 @@ def _quotient(call: _Call) -> str:
         return call.filled("truncated(tl.div_rn({self}, {other}))")
     if mode == "floor":
         return _rounded_down(call)
-    if by and math.isfinite(1 / by) and _LEAST <= abs(1 / by) <= _LARGEST:
+    if by and _LEAST <= abs(1 / by) <= _LARGEST:
         return call.filled(f"{{self}} * {1 / by!r}")
     return call.filled("{self} / {other}")
 
@@ -417,13 +417,12 @@ def _power(call: _Call) -> str:
 
 @_prints(aten.pow.Scalar)
 def _exponential(call: _Call) -> str:
-    """By the exponential to the base 2, in float64, since large exponents multiply the error of a logarithm."""
     base = call.number("self")
     if base is None or not 0 < base < math.inf or base == 1:
         raise _Unprintable(f"powers of {base}")
     if base == 2:
         return _floats(call, "tl.exp2({exponent})")
-    return _floats(call, f"tl.exp2({{exponent}}.to(tl.float64) * {math.log2(base)!r}).to(tl.float32)")
+    return _floats(call, f"exponential({{exponent}}, {math.log2(base)!r})")
 
 
 @_prints(aten.nan_to_num.default)

@@ -186,6 +186,12 @@ def power(x, y):
 
 
 @triton.jit
+def exponential(x, rate):
+    """`2 ** (rate * x)` in float64, since a large `x` multiplies the error of the rate."""
+    return tl.exp2(x.to(tl.float64) * rate).to(tl.float32)
+
+
+@triton.jit
 def finite(x, nan, high, low):
     """`x`, but numbers in the place of NaN and of the infinities."""
     found = tl.where(x == float("inf"), high, tl.where(x == float("-inf"), low, x))
@@ -218,7 +224,7 @@ _BUILTINS: Mapping[str, Cost] = {
 }  # fmt: skip
 """What is more or less than one plain instruction, as Triton compiles it for NVIDIA's GPUs."""
 
-_IN_DOUBLE: Mapping[str, Cost] = {"power": Cost(200, 2), "floor_divided": Cost(40, 1)}
+_IN_DOUBLE: Mapping[str, Cost] = {"power": Cost(200, 2), "exponential": Cost(100, 1), "floor_divided": Cost(40, 1)}
 """Functions that compute in float64, of which no instruction is cheap."""
 
 

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.fx import GraphModule
 
 from codegen.triton.axes import Axes
-from rewrite.ops import Reduction, reduction, value
+from rewrite.ops import Reduction, is_tensor, reduction, value
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -27,9 +27,13 @@ def reference(kernel: Kernel) -> GraphModule:
     region = kernel.region
     graph = fx.Graph()
     mapping: dict[Node, Any] = {node: graph.placeholder(f"operand{i}") for i, node in enumerate(kernel.operands)}
+
+    def operand(node: Node) -> Any:
+        return mapping[node] if node in mapping or is_tensor(node) else node.meta["val"]  # a size, which is fixed
+
     for node in region.main.node.graph.nodes:
         if node in region.nodes and node not in mapping and node not in region.totals:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: mapping.get(each, each.meta["val"]))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), operand)
             mapping[node] = graph.create_node("call_function", node.target, args, kwargs)
     results = []
     for node, result in zip(region.outputs, kernel.results, strict=True):

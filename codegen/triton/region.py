@@ -75,7 +75,7 @@ class Region:
 
     @property
     def inputs(self) -> tuple[Node, ...]:
-        """What is read where the main operator's input lies, that itself where there is no prologue; large ones first."""
+        """What is read where the main operator's input lies, that itself without a prologue; large ones first."""
         read = _read(self.prologue, ()) if self.prologue else (self.main.input,)
         return tuple(sorted(read, key=lambda node: (value(node).dim(), value(node).numel()), reverse=True))
 

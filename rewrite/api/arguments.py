@@ -190,19 +190,22 @@ def call_of(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tu
     return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), kwargs
 
 
-def lowering_of(name: str | Lowering | None, traced: bool = False, target: Target | None = None) -> Lowering:
+def lowering_of(
+    name: str | Lowering | None, traced: bool = False, target: Target | None = None, numerics: str = "default"
+) -> Lowering:
     """A lowering by name; None for the default, the best one that needs no measurement.
 
     Args:
         name: what the user wrote; a lowering of the user's own is taken as it is.
         traced: whether it has to compile inside ``torch.compile``.
         target: measures which kernels are faster; None where nothing is measured.
+        numerics: as for :func:`rewrite.optimize`.
 
     Raises:
         InputError: an unknown name, one that is not offered there, or what it needs is not installed.
     """
     if name is None:
-        return codegen.default_lowering(target)
+        return codegen.default_lowering(target, numerics == "elementwise")
     if not isinstance(name, str) and all(
         hasattr(name, needed) for needed in ("name", "compile", "arrange", "rehearse")
     ):
@@ -215,7 +218,8 @@ def lowering_of(name: str | Lowering | None, traced: bool = False, target: Targe
             f"lower={name!r} is not offered inside torch.compile, where sizes are symbolic and weights are arguments; "
             f"pass {' or '.join(map(repr, sorted(codegen.TRACED)))}, or use rewrite.optimize"
         )
-    return found(target) if found in (codegen.Inductor, codegen.Fastest) else found()
+    measuring = {"inductor": codegen.Inductor, "fastest": codegen.Fastest}.get(str(name))
+    return found() if measuring is None else measuring(target, numerics == "elementwise")
 
 
 TUNE = "TORCH_REWRITE_TUNE"

@@ -38,7 +38,7 @@ def load(
     model: nn.Module | None = None,
     *,
     method: str | None = None,
-    lower: Lower | None = None,
+    lower: Lower | Lowering | None = None,
     any_torch: bool = False,
     on_new_shape: Policy = "compile",
 ) -> OptimizedModule:
@@ -72,11 +72,13 @@ def load(
         CaptureError: the model cannot be captured for a saved call.
         OSError: the file cannot be read.
     """
-    lowering, shapes = lowering_of(lower), Shapes(on_new_shape)
+    lowering_of(lower)  # a name that is unknown is said before anything is read
+    shapes = Shapes(on_new_shape)
     name = f"'{os.fspath(path)}'"
     data = Path(path).read_bytes()
     with refusing(f"{name} cannot be read", VerificationError):
         artifact = Artifact.of(unpacked(data, name, any_torch))
+        lowering = lowering_of(lower, numerics=artifact.settings.numerics)
         if model is None:
             return from_artifact(artifact, lowering, name, shapes=shapes)
     saved = artifact.settings.method

@@ -120,7 +120,7 @@ def optimize(
         raise InputError("release=True needs an example, since nothing can be captured later; pass example_inputs")
     model = bound(unwrap(model), method)
     target = target_of(tune, cache)
-    lowering = lowering_of(lower, target=target)
+    lowering = lowering_of(lower, target=target, numerics=numerics)
     recipe = recipe_of(model, pipeline, exclude, plan, verify=verify, fuel=fuel, numerics=numerics,
                        listeners=tuple(listeners), tuning=tuning_of(tune, budget, lowering, target))  # fmt: skip
     compiler = Compiler(model, recipe, cache=default_cache() if cache else None, remark=unfolded_note)

@@ -50,19 +50,19 @@ class Depthwise:
         _, made = coordinates(main)
         return regions(main, image_axes(main.node), made, sums=len(main.branches) == 1)
 
-    def candidates(self, region: Region, device: Device) -> Sequence[Candidate]:
+    def candidates(self, region: Region, device: Device, elementwise: bool = False) -> Sequence[Candidate]:
         """Each branch with the schedule that is fastest for it, for each number of warps, and with others in turn."""
         found: dict[tuple[Schedule, ...], Work] = {}
         kind = dtype_of(region)
         for warps in _WARPS:
-            branches = schedules(region, warps)
+            branches = schedules(region, warps, device, elementwise)
             ranked = [self._ranked(region, i, each, device) for i, each in enumerate(branches)]
             if not all(ranked):
                 continue
             for rank in range(_KEPT):
                 chosen = tuple(each[min(rank, len(each) - 1)] for each in ranked)
                 found.setdefault(chosen, fused(region, chosen))
-        best = sorted(found, key=lambda each: device.seconds(found[each], kind))[:_KEPT]
+        best = sorted(found, key=lambda each: device.order(found[each], kind))[:_KEPT]
         return [
             Candidate(found[each], tuple(map(str, each)), functools.partial(emitted, region, each)) for each in best
         ]
@@ -78,10 +78,10 @@ class Depthwise:
         assert isinstance(mixer, Mixer)
         kind = dtype_of(region)
 
-        def seconds(schedule: Schedule) -> float:
-            return max(device.bounds(branch_work(region, mixer.branches[branch], schedule), kind).values())
+        def order(schedule: Schedule) -> tuple[float, float]:
+            return device.order(branch_work(region, mixer.branches[branch], schedule), kind)
 
-        return sorted(choices, key=seconds)[:_KEPT]
+        return sorted(choices, key=order)[:_KEPT]
 
 
 def _unfit(mixer: Mixer) -> bool:

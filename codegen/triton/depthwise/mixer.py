@@ -226,5 +226,5 @@ def _cut(node: Node) -> tuple[Node, int] | None:
             return source, piece.start
         case Slice(input=source, dim=1, step=1, start=start) if start is None or (isinstance(start, int)):
             first = start or 0
-            return source, first if first >= 0 else first + int(value(source).shape[1])
+            return source, first if first >= 0 else max(first + int(value(source).shape[1]), 0)
     return None

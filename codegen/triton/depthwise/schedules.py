@@ -13,18 +13,19 @@ from codegen.triton.depthwise.emitting import Schedule, coordinates
 from codegen.triton.depthwise.matrix import LEAST, depth, power
 from codegen.triton.depthwise.mixer import Branch, Mixer
 from codegen.triton.depthwise.rolling import live_rows, refuses
-from codegen.triton.depthwise.streaming import Streaming
+from codegen.triton.depthwise.streaming import HELD, HELD_LAST, Streaming
 from codegen.triton.depthwise.toeplitz import Toeplitz
+from codegen.triton.device import REFERENCE, Device
 from rewrite.ops import value
 
 if TYPE_CHECKING:
     from codegen.triton.region import Region
 
-REGISTERS = 200
-"""Registers of a thread that a schedule may need, by estimate: compilers add some for addresses."""
+REGISTERS = 232
+"""Registers of a thread that a schedule may need, by estimate; of 255 that there are."""
 
-_SHARED = 160 * 1024
-"""Bytes of matrices that a program may keep in shared memory."""
+_SHARE = 0.7
+"""The part of a program's shared memory that what is known here may take: compilers need some to rearrange values."""
 
 _FEWEST = 7
 """Kernels of fewer taps are left to plain products."""
@@ -36,25 +37,34 @@ def channels_last(region: Region) -> bool:
     return source.stride()[1] == 1 and source.shape[1] > 1
 
 
-def schedules(region: Region, warps: int) -> list[list[Schedule]]:
-    """For each branch the schedules with so many warps; an empty list where there is none."""
+def schedules(
+    region: Region, warps: int, device: Device = REFERENCE, elementwise: bool = False
+) -> list[list[Schedule]]:
+    """For each branch the schedules that a region may have; an empty list where there is none.
+
+    Args:
+        region: around a :class:`Mixer`.
+        warps: of a program.
+        device: whose memory they have to fit in.
+        elementwise: no products with the zeros of a matrix, by which NaN and infinities reach other results.
+    """
     mixer = region.main
     assert isinstance(mixer, Mixer)
-    return [list(_of_branch(region, branch, warps)) for branch in mixer.branches]
+    return [list(_of_branch(region, branch, warps, device, elementwise)) for branch in mixer.branches]
 
 
-def _of_branch(region: Region, branch: Branch, warps: int) -> Iterator[Schedule]:
+def _of_branch(region: Region, branch: Branch, warps: int, device: Device, elementwise: bool) -> Iterator[Schedule]:
     last = channels_last(region)
     if branch.weight is None:
         yield from _copies(region, branch, warps, last)
         return
     yield from _streams(region, branch, warps, last)
     window = branch.window
-    multiplied = math.prod(window.kernel) >= _FEWEST and window.kernel[1] > 1
-    if multiplied and not region.norms and not region.totals:
-        yield from _products(region, branch, warps, last)
+    multiplied = window.kernel[1] > 1 and (math.prod(window.kernel) >= _FEWEST or refuses(branch))
+    if multiplied and not (elementwise or region.norms or region.totals):
+        yield from _products(region, branch, warps, last, device)
         if not last and not refuses(branch):
-            yield from _bands(region, branch, warps)
+            yield from _bands(region, branch, warps, device)
 
 
 def _copies(region: Region, branch: Branch, warps: int, last: bool) -> Iterator[Copying]:
@@ -81,19 +91,22 @@ def _streams(region: Region, branch: Branch, warps: int, last: bool) -> Iterator
     for many in others:
         for columns in widths:
             held = many * columns / (32 * warps)
-            if (
-                held > 32
-                or (held < 1 and columns < width and many < channels)
-                or _registers(held, live, branch, last) > REGISTERS
-            ):
+            idle = held < 1 and columns < width and many < channels
+            if idle or held > 32 or _registers(region, branch, held, last) > REGISTERS:
                 continue
             for rows in _strips(height, live):
                 yield Streaming(columns, many, rows, last, warps)
 
 
-def _registers(held: float, live: int, branch: Branch, last: bool) -> float:
-    """An estimate: sums, a row of taps, and the kernel's values on their way."""
-    return 32 + held * (live + 3) + 8 * min(branch.window.kernel[1], 7) * (1 if last else 0.5)
+def _registers(region: Region, branch: Branch, held: float, last: bool) -> float:
+    """An estimate, fitted to what compilers took: sums, taps of the kernel, what is loaded, norms, and addresses.
+
+    A thread has up to eight channels where these are next to one another, and the taps of each.
+    """
+    live, taps = live_rows(branch), math.prod(branch.window.kernel)
+    kept = taps if taps <= (HELD_LAST if last else HELD) else live
+    epilogue = held * (3 * bool(region.norms) + bool(region.totals))
+    return 1.2 * (40 + held * (live + 2) + kept * (min(held, 8) if last else 1) + epilogue)
 
 
 def _strips(height: int, live: int) -> list[int]:
@@ -119,8 +132,8 @@ def _windows(region: Region, branch: Branch) -> Iterator[tuple[int, bool, int]]:
             yield columns, False, deep
 
 
-def _products(region: Region, branch: Branch, warps: int, last: bool) -> Iterator[Toeplitz]:
-    window = branch.window
+def _products(region: Region, branch: Branch, warps: int, last: bool, device: Device) -> Iterator[Toeplitz]:
+    window, size = branch.window, value(region.main.input).element_size()
     simple = window.stride[0] == window.dilation[0] == 1 and window.kernel[0] > 1
     for columns, whole, deep in _windows(region, branch):
         blocks = -(-region.sizes["w"] // columns)
@@ -131,21 +144,28 @@ def _products(region: Region, branch: Branch, warps: int, last: bool) -> Iterato
                 sums, taken = rows * columns * channels * below / threads, rows * deep * channels / threads
                 matrix = deep * columns * channels / threads
                 fits = 4 <= sums <= 64 and taken <= 64 and matrix <= 64 and sums + (taken + matrix) / 2 <= 112
+                fits = fits and 2 * threads * (taken + matrix) * size <= _SHARE * device.shared
                 if fits and rows < 2 * max(power(needed), LEAST):
                     yield Toeplitz(rows, columns, channels, whole, below, warps, 2)
 
 
-def _bands(region: Region, branch: Branch, warps: int) -> Iterator[Banded]:
-    """Sums of all rows of the kernel stay in registers, and its matrices in shared memory."""
+def _bands(region: Region, branch: Branch, warps: int, device: Device) -> Iterator[Banded]:
+    """Sums of all rows of the kernel stay in registers, and its matrices in shared memory.
+
+    Matrices stay in registers too where a tile has fewer rows than the largest instructions take, or there are none.
+    """
     live, height = live_rows(branch), region.sizes["h"]
+    large = device.architecture in ("sm_90", "sm_100")
     size = value(region.main.input).element_size()
     for columns, whole, deep in _windows(region, branch):
         blocks = -(-region.sizes["w"] // columns)
-        if branch.window.kernel[0] * deep * columns * size > _SHARED:
+        if branch.window.kernel[0] * deep * columns * size > _SHARE * device.shared:
             continue
         for many, rows in itertools.product((16, 32, 64, 128), _strips(height, live)):
             threads = 32 * warps
             needed = region.sizes["n"] * blocks * -(-height // rows)
             sums, taken = many * columns * live / threads, many * deep / threads
+            matrices = branch.window.kernel[0] * deep * columns * size / 4 / threads
+            taken += 0 if large and many >= 64 else matrices
             if 4 * live <= sums and sums + taken <= 128 and many < 2 * max(power(needed), LEAST):
                 yield Banded(many, columns, rows, whole, warps)
