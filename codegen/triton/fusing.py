@@ -21,6 +21,7 @@ from codegen.triton.planning import planned
 from codegen.triton.tuning import fastest
 from rewrite.events import emit
 from rewrite.lowering import record
+from rewrite.progress import Progress
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -82,6 +83,7 @@ def _device(module: GraphModule, examples: Sequence[Any]) -> torch.device | None
 def _chosen(plan: KernelPlan, target: Target | None, on: torch.device) -> list[Kernel]:
     """The kernels that run: by measurement, or those that are faster by far as predicted."""
     kernels: list[Kernel] = []
+    progress = Progress("Timing kernels")
     ends = time.perf_counter() + (target.allowance if target is not None else 0.0)
     for number, each in enumerate(plan.regions):
         measured = None if target is None else fastest(each, target, on, ends)
@@ -89,8 +91,7 @@ def _chosen(plan: KernelPlan, target: Target | None, on: torch.device) -> list[K
             kernels += measured.kernels
         elif each.parts > SURE * each.seconds:
             kernels.append(each.candidates[0].emit())
-        emit("kernel-tuned", f"{number + 1} of {len(plan.regions)} regions", logging.DEBUG, done=number + 1,
-             total=len(plan.regions))  # fmt: skip
+        progress(number + 1, len(plan.regions))
     return kernels
 
 

@@ -10,12 +10,12 @@ import codegen
 import codegen.native
 import passes
 from passes.fold_constants import FoldConstants
-from rewrite.api.progress import Progress
 from rewrite.cache import default_cache
 from rewrite.errors import InputError, PipelineError, PlanError
 from rewrite.names import nearest
 from rewrite.pipeline import Pass, Pipeline, Step, rules_of
 from rewrite.plan import REMEDY, Plan
+from rewrite.progress import Progress
 from rewrite.recipe import Recipe
 from rewrite.result import OptimizedModule, TransformedModule
 from rewrite.rule import Rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -84,14 +85,15 @@ class Configuration:
     dtype: torch.dtype = torch.bfloat16
     last: bool = True
 
+    @cached_property
     def region(self) -> Region:
         """The largest region around its convolution, with recorded values for a batch."""
         model = self.make().to(self.dtype).eval()
-        graph = capture(model, tuple(self._inputs(2, reduced=False))).graph
+        graph = capture(model, tuple(self._inputs(2))).graph
         weights = {name: graph.weights[name].detach() for name in weight_order(graph)}
         module = flat_module(graph, (), weights)
         with compat.FakeTensorMode(allow_non_fake_inputs=True):
-            examples = self._inputs(BATCH, reduced=False)
+            examples = self._inputs(BATCH)
         record(module, examples)
         pack(module)
         family = Depthwise()
@@ -99,7 +101,7 @@ class Configuration:
         return max((region for region in found if family.candidates(region, DEVICES["H200"])),
                    key=lambda region: len(region.nodes))  # fmt: skip
 
-    def _inputs(self, batch: int, reduced: bool) -> list[Tensor]:
+    def _inputs(self, batch: int) -> list[Tensor]:
         found = []
         for shape in self.shapes:
             x = torch.empty((batch, *shape), dtype=self.dtype)
@@ -161,7 +163,7 @@ def sources(device: Device) -> dict[str, Source]:
     found: dict[str, Source] = {}
     family = Depthwise()
     for configuration in CONFIGURATIONS:
-        candidates = family.candidates(configuration.region(), device)
+        candidates = family.candidates(configuration.region, device)
         for number, candidate in enumerate(candidates[:CANDIDATES]):
             schedule = "; ".join(candidate.schedules)
             found[f"{device.name} {configuration.name} #{number}: {schedule}"] = candidate.emit().source
