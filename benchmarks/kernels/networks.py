@@ -86,12 +86,10 @@ def flat(network: Network, dtype: torch.dtype, last: bool) -> Callable[[int], Gr
     model, x = model.to(dtype), x.to(dtype)
     if last and x.dim() == 4:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    fast = optimize(model, x, lower="eager", verify="off", tune="off")
-    special, held = fast._engine.newest()
-    weights = {name: tensor.detach() for name, tensor in zip(special.names, held.plain, strict=True)}
+    graph, weights = optimize(model, x, lower="eager", verify="off", tune="off").program()
 
     def sized(batch: int) -> GraphModule:
-        module = flat_module(special.graph, (), weights)
+        module = flat_module(graph, (), weights)
         with compat.FakeTensorMode(allow_non_fake_inputs=True):
             example = torch.empty((batch, *x.shape[1:]), dtype=dtype)
             if last and x.dim() == 4:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule
 
+    from rewrite.graph import Graph
     from rewrite.lowered import Generated, Lowered
     from rewrite.lowering import Lowering
     from rewrite.result.program import Program
@@ -209,6 +210,15 @@ class OptimizedModule(Runnable, Mirror):
             write(path, kernel.standalone.encode())
             paths.append(path)
         return tuple(paths)
+
+    def program(self) -> tuple[Graph, dict[str, Tensor]]:
+        """The rewritten program as lowerings get it, and its present weights by name; neither may be changed.
+
+        Raises:
+            RewriteError: the model has not been captured yet.
+        """
+        special, weights = self._engine.newest()
+        return special.graph, {name: tensor.detach() for name, tensor in zip(special.names, weights.plain, strict=True)}
 
     @property
     def graph_module(self) -> GraphModule:

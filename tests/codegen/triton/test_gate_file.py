@@ -57,6 +57,7 @@ def test_gate_is_of_these_kernels(kernels: dict[str, Source]) -> None:
     if os.environ.get("UPDATE_GOLDEN") == "1":
         kept = part(old, same) if old.triton == str(triton_version()) else Gate("", {})
         new = measured({name: source for name, source in kernels.items() if name not in kept.configurations})
+        GATE.parent.mkdir(parents=True, exist_ok=True)
         gate.write(GATE, Gate(new.triton, {**kept.configurations, **new.configurations}))
         return
     changed = sorted(kernels.keys() ^ same) + sorted(old.configurations.keys() - kernels.keys())
