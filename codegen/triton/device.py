@@ -57,6 +57,8 @@ class Device:
         special: special instructions of one element per cycle and processor.
         tensor: floating-point operations per second on tensor cores by dtype, sums in float32.
         shared: bytes of shared memory that a program may have.
+        registers: of a thread that a schedule may need by an estimate; compilers have a few more.
+        triple: whether tensor cores multiply float32 numbers as three products of TF32 numbers.
         launch: seconds that a kernel takes at least.
         measured: whether the rates were measured, or are the maker's with the usual share of them.
     """
@@ -70,6 +72,8 @@ class Device:
     special: int
     tensor: Mapping[torch.dtype, float] = field(hash=False)
     shared: int = 232448
+    registers: int = 232
+    triple: bool = True
     launch: float = 2.5e-6
     measured: bool = False
 
@@ -117,7 +121,7 @@ DEVICES: Mapping[str, Device] = {
         Device("H100", "sm_90", 132, 1.755e9, 2.9e12, 128, 16, _tensor(740e12, 120e12)),
         Device("H200", "sm_90", 132, 1.755e9, 4.3e12, 128, 16, _tensor(790e12, 130e12)),
         Device("B200", "sm_100", 148, 1.85e9, 6.8e12, 128, 16, _tensor(1700e12, 280e12)),
-        Device("MI300X", "gfx942", 304, 2.0e9, 4.2e12, 128, 32, _tensor(700e12, 110e12), 65536),
+        Device("MI300X", "gfx942", 304, 2.0e9, 4.2e12, 128, 32, _tensor(700e12, 110e12), 65536, 200, False),
     )
 }
 """GPUs by name. Rates are what good kernels reach, not what data sheets say."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
 from codegen.triton.depthwise.banded import Banded
 from codegen.triton.depthwise.copying import Copying
 from codegen.triton.depthwise.emitting import Schedule, coordinates
@@ -20,9 +22,6 @@ from rewrite.ops import value
 
 if TYPE_CHECKING:
     from codegen.triton.region import Region
-
-REGISTERS = 232
-"""Registers of a thread that a schedule may need, by estimate; of 255 that there are."""
 
 _SHARE = 0.7
 """The part of a program's shared memory that what is known here may take: compilers need some to rearrange values."""
@@ -58,10 +57,11 @@ def _of_branch(region: Region, branch: Branch, warps: int, device: Device, eleme
     if branch.weight is None:
         yield from _copies(region, branch, warps, last)
         return
-    yield from _streams(region, branch, warps, last)
+    yield from _streams(region, branch, warps, last, device)
     window = branch.window
-    multiplied = window.kernel[1] > 1 and (math.prod(window.kernel) >= _FEWEST or refuses(branch))
-    if multiplied and not (elementwise or region.norms or region.totals):
+    multiplied = window.kernel[1] > 1 and (math.prod(window.kernel) >= _FEWEST or bool(refuses(branch)))
+    exact = device.triple or value(region.main.input).dtype != torch.float32
+    if multiplied and exact and not (elementwise or region.norms or region.totals):
         yield from _products(region, branch, warps, last, device)
         if not last and not refuses(branch):
             yield from _bands(region, branch, warps, device)
@@ -76,7 +76,7 @@ def _copies(region: Region, branch: Branch, warps: int, last: bool) -> Iterator[
     yield Copying(max(1, min(pixels, held // others)), others, last, warps)
 
 
-def _streams(region: Region, branch: Branch, warps: int, last: bool) -> Iterator[Streaming]:
+def _streams(region: Region, branch: Branch, warps: int, last: bool, device: Device) -> Iterator[Streaming]:
     if refuses(branch):
         return
     channels, height, width = branch.channels, region.sizes["h"], region.sizes["w"]
@@ -92,7 +92,7 @@ def _streams(region: Region, branch: Branch, warps: int, last: bool) -> Iterator
         for columns in widths:
             held = many * columns / (32 * warps)
             idle = held < 1 and columns < width and many < channels
-            if idle or held > 32 or _registers(region, branch, held, last) > REGISTERS:
+            if idle or held > 32 or _registers(region, branch, held, last) > device.registers:
                 continue
             for rows in _strips(height, live):
                 yield Streaming(columns, many, rows, last, warps)
@@ -165,7 +165,8 @@ def _bands(region: Region, branch: Branch, warps: int, device: Device) -> Iterat
             threads = 32 * warps
             needed = region.sizes["n"] * blocks * -(-height // rows)
             sums, taken = many * columns * live / threads, many * deep / threads
-            matrices = branch.window.kernel[0] * deep * columns * size / 4 / threads
-            taken += 0 if large and many >= 64 else matrices
-            if 4 * live <= sums and sums + taken <= 128 and many < 2 * max(power(needed), LEAST):
+            if not (large and many >= 64):
+                abreast = max(1, warps // min(warps, many // LEAST))  # warps that share the columns
+                taken += branch.window.kernel[0] * deep * columns * size / 4 / 32 / abreast
+            if 4 * live <= sums and sums + taken <= 112 and many < 2 * max(power(needed), LEAST):
                 yield Banded(many, columns, rows, whole, warps)

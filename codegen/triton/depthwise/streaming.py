@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HELD, HELD_LAST = 25, 9
 """Taps of a kernel that stays in registers; fewer where a thread has several channels, and so the kernel of each."""
 
+UNROLLED = 9
+"""Columns of a kernel up to which the loop over them is unrolled; what more of them load ahead does not fit registers."""
+
 
 @dataclass(frozen=True)
 class Streaming:
@@ -130,7 +133,8 @@ class StreamingCode(Rolling):
                 for i, kh in rows.items():
                     write(f"sum{i} += {loaded} * {held[kh, each]}")
             return
-        with write.block(f"for kw in tl.static_range({window.kernel[1]}):"):
+        loop = "tl.static_range" if window.kernel[1] <= UNROLLED else "range"
+        with write.block(f"for kw in {loop}({window.kernel[1]}):"):
             write(f"column = {text(place + symbol('kw') * window.dilation[1])}")
             loaded = code.load(write, tile, at)
             for i, kh in rows.items():

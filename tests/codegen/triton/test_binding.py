@@ -1,0 +1,55 @@
+"""Kernels in a module: several of them, one behind the other, and values that others read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from codegen.triton.binding import bind
+from codegen.triton.device import REFERENCE
+from codegen.triton.launching import interpreted
+from codegen.triton.planning import planned
+from tests.codegen.triton.kernels import module_of
+
+
+class Chain(nn.Module):
+    """Two depthwise convolutions, the second of which reads what the first gives and adds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = torch.relu(self.a(x))
+        second = torch.nn.functional.silu(self.b(first)) + first
+        return second, first.mean((2, 3)), second.permute(0, 2, 3, 1)
+
+
+def test_a_kernel_reads_what_another_one_gives() -> None:
+    model, x = Chain().eval(), torch.randn(2, 6, 9, 7)
+    module = module_of(model, x)
+    plan = planned(module.graph, REFERENCE)
+    kernels = [each.candidates[0].emit() for each in plan.regions]
+    assert len(kernels) == 2
+    bind(module, kernels, interpreted, "CPU")
+    calls = [node for node in module.graph.nodes if "torch_rewrite" in str(node.target)]
+    assert len(calls) == 2
+    assert not any("conv" in str(node.target) for node in module.graph.nodes)
+    with torch.no_grad():
+        for found, wanted in zip(module(x), model.double()(x.double()), strict=True):
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_hold_no_weights() -> None:
+    import gc
+    import weakref
+
+    model, x = Chain().eval(), torch.randn(1, 6, 5, 5)
+    module = module_of(model, x)
+    plan = planned(module.graph, REFERENCE)
+    bind(module, [each.candidates[0].emit() for each in plan.regions], interpreted, "CPU")
+    held = [weakref.ref(tensor) for tensor in (*module.buffers(), *module.parameters())]
+    assert held
+    del module, plan, model
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
