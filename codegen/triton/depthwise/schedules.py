@@ -168,5 +168,5 @@ def _bands(region: Region, branch: Branch, warps: int, device: Device) -> Iterat
             if not (large and many >= 64):
                 abreast = max(1, warps // min(warps, many // LEAST))  # warps that share the columns
                 taken += branch.window.kernel[0] * deep * columns * size / 4 / 32 / abreast
-            if 4 * live <= sums and sums + taken <= 112 and many < 2 * max(power(needed), LEAST):
+            if 4 * live <= sums and sums + taken <= 100 and many < 2 * max(power(needed), LEAST):
                 yield Banded(many, columns, rows, whole, warps)

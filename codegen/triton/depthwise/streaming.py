@@ -23,7 +23,7 @@ HELD, HELD_LAST = 25, 9
 """Taps of a kernel that stays in registers; fewer where a thread has several channels, and so the kernel of each."""
 
 UNROLLED = 9
-"""Columns of a kernel up to which the loop over them is unrolled; what more of them load ahead does not fit registers."""
+"""Columns of a kernel up to which the loop over them is unrolled: more of them load more ahead than registers hold."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.codegen.triton.configurations import GATED, sources
 
 GATE = Path(__file__).parents[2] / "golden" / "kernels" / "gate.json"
 SAMPLE = 8
-SPILL = 64
+SPILL = 96
 """Bytes of a thread that may lie in memory: a few values that are seldom needed."""
 
 
