@@ -103,7 +103,7 @@ class Inductor:
         computed = _keep_computed(module, results)
         if not computed:
             return run_eagerly(graph, tuple(weights))
-        with _compiling():
+        with compiling():
             compiled = compat.inductor_compile(module, examples, {"freezing": frozen, **self._options})
 
         def run(inputs: Sequence[Any], weights: Sequence[Tensor]) -> Sequence[Any]:
@@ -136,12 +136,13 @@ class Inductor:
         Raises:
             Exception: whatever Inductor raises.
         """
-        with _compiling():
+        with compiling():
             return compat.inductor_compile_traced(module, examples, dict(options))
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[None]:
+def compiling() -> Iterator[None]:
+    """Within, this thread compiles and no other does, without warnings about Inductor's own code."""
     with _COMPILING, warnings.catch_warnings():
         # Inductor's own modules use what torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)

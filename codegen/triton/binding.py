@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx.passes.tools_common import legalize_graph
 
 from codegen.triton.operators import operator_of
 from codegen.triton.region import base
+from rewrite.errors import LoweringError
+from rewrite.graph import is_random
 from rewrite.lowering import called
 from rewrite.ops import reduction, value
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import Graph, GraphModule, Node
 
     from codegen.triton.kernel import Kernel
     from codegen.triton.operators import Make
@@ -33,21 +35,49 @@ def bind(module: GraphModule, kernels: Sequence[Kernel], run: Make, kind: str) -
         kind: of device, as in :func:`~codegen.triton.operators.operator_of`.
     """
     replaced: dict[Node, Node] = {}
+    drawn = [node for node in module.graph.nodes if is_random(node)]
     targets = [operator_of(kernel, run, kind) for kernel in kernels]  # while they read what they were made for
     for kernel, target in zip(kernels, targets, strict=True):
         _call(module, kernel, target, replaced)
-    legalize_graph(module)
+    _sort(module.graph)
+    if drawn != [node for node in module.graph.nodes if is_random(node)]:
+        raise LoweringError("random numbers would be drawn in another order with kernels; pass lower='eager'")
     module.graph.eliminate_dead_code()
     module.recompile()
 
 
+def _sort(graph: Graph) -> None:
+    """Put nodes behind what they read; otherwise they stay in order, as random operators have to."""
+    waiting: dict[Node, list[Node]] = {}
+    placed: set[Node] = set()
+    order: list[Node] = []
+
+    def place(node: Node) -> None:
+        stack = [node]
+        while stack:
+            each = stack.pop()
+            missing = next((read for read in each.all_input_nodes if read not in placed), None)
+            if missing is not None:
+                waiting.setdefault(missing, []).append(each)
+                continue
+            placed.add(each)
+            order.append(each)
+            stack += reversed(waiting.pop(each, []))
+
+    for node in list(graph.nodes):
+        place(node)
+    for before, node in itertools.pairwise(order):
+        before.append(node)
+
+
 def _call(module: GraphModule, kernel: Kernel, target: Any, replaced: dict[Node, Node]) -> None:
-    """Put a call of one kernel behind the last of its operators."""
+    """Put a call of one kernel behind the last of its operands."""
     region, graph = kernel.region, module.graph
     order = {node: i for i, node in enumerate(graph.nodes)}
-    last = max(region.nodes, key=order.__getitem__)
-    with graph.inserting_after(last):
-        operands = tuple(replaced.get(node, node) for node in kernel.operands)
+    operands = tuple(replaced.get(node, node) for node in kernel.operands)
+    first = max((order[node] for node in graph.nodes if node.op in ("placeholder", "get_attr")), default=0)
+    last = max(operands, key=order.__getitem__)
+    with graph.inserting_after(last if order[last] >= first else list(order)[first]):
         call = graph.call_function(target, operands)
     call.meta = {key: region.main.node.meta[key] for key in ("stack_trace", "nn_module_stack")
                  if key in region.main.node.meta}  # fmt: skip
@@ -102,7 +132,7 @@ def _summed(module: GraphModule, node: Node, parts: Node, after: Node, axes: Map
 
     x = then(aten.sum.dim_IntList, parts, [1])
     if order == ["c", "n"]:
-        x = then(aten.transpose.int, x, 0, 1)
+        x = then(aten.clone.default, then(aten.transpose.int, x, 0, 1), memory_format=torch.contiguous_format)
     if made.kind == "mean":
         x = then(aten.div.Scalar, x, math.prod(int(value(made.input).shape[dim]) for dim in made.dims))
     x = then(aten.reshape.default, x, shape)

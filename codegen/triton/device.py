@@ -7,6 +7,7 @@ functions and on tensor cores; whichever takes longest bounds it (the roofline o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
@@ -132,22 +133,22 @@ REFERENCE = DEVICES["H200"]
 
 def named(text: str) -> Device | None:
     """The device of a name as drivers give it, such as ``"NVIDIA H200"``; None for one that is not known."""
-    return next((device for name, device in DEVICES.items() if name.lower() in text.lower()), None)
+    return next((device for name, device in DEVICES.items() if re.search(rf"\b{name}\b", text, re.IGNORECASE)), None)
 
 
 def of(device: torch.device) -> Device | None:
-    """The rates of a torch device: those that are known, or in proportion to its processors; None for old GPUs."""
+    """The rates of a torch device: those that are known, in proportion to its processors; None for old GPUs."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    known = named(name)
-    if known is not None:
-        return known
-    facts = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None or facts.major < 8:
+    name, facts = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device)
+    like = named(name)
+    if like is None and (torch.version.hip is not None or facts.major < 8):
         return None
-    like = DEVICES["A100" if facts.major == 8 else "H100" if facts.major == 9 else "B200"]
-    share = facts.multi_processor_count / like.processors
+    if like is None:
+        like = DEVICES["A100" if facts.major == 8 else "H100" if facts.major == 9 else "B200"]
+        plain = 64 if (facts.major, facts.minor) == (8, 0) else 128
+        like = replace(like, name=name, architecture=f"sm_{facts.major}{facts.minor}", plain=plain)
+    share = facts.multi_processor_count / like.processors  # less than one of a part of a GPU
+    shared = int(getattr(facts, "shared_memory_per_block_optin", like.shared))
     tensor = {kind: rate * share for kind, rate in like.tensor.items()}
-    return replace(like, name=name, architecture=f"sm_{facts.major}{facts.minor}", copy=like.copy * share,
-                   tensor=tensor, processors=facts.multi_processor_count)  # fmt: skip
+    return replace(like, copy=like.copy * share, tensor=tensor, processors=facts.multi_processor_count, shared=shared)

@@ -20,8 +20,10 @@ def operands(device):
     generator = torch.Generator().manual_seed(0)
     found = []
     for shape, stride, dtype in OPERANDS:
-        made = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-        found.append(made.copy_(torch.randn(shape, generator=generator)))
+        count = 1 + sum((size - 1) * step for size, step in zip(shape, stride))
+        drawn = torch.randn(count, generator=generator)
+        base = (drawn if dtype.is_floating_point else drawn > 0).to(device, dtype)
+        found.append(torch.as_strided(base, shape, stride))
     return found
 
 
@@ -31,20 +33,22 @@ def run(tensors, results):
 
 
 def memory(device):
-    """Memory for what the kernel gives, full of NaN."""
-    return [torch.empty_strided(shape, stride, dtype=dtype, device=device).fill_(float("nan"))
-            for shape, stride, dtype in RESULTS]
+    """Memory for what the kernel gives, full of NaN where there are any."""
+    made = [torch.empty_strided(shape, stride, dtype=dtype, device=device) for shape, stride, dtype in RESULTS]
+    return [x.fill_(float("nan")) if x.is_floating_point() else x.zero_() for x in made]
 
 
 def check(device):
     """Compare the kernel with torch's operators in float64."""
     tensors, results = operands(device), memory(device)
     run(tensors, results)
-    exact = reference(*(x.double() for x in tensors))
+    exact = reference(*(x.double() if x.is_floating_point() else x for x in tensors), wide=torch.float64)
     for number, (found, wanted) in enumerate(zip(results, exact)):
         if PARTS[number]:  # sums over pixels come in parts
             found, wanted = found.sum(1), wanted.sum(1)
-        error = float((found.double() - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-30)
+        assert torch.equal(found.isnan(), wanted.isnan()), "the kernel is wrong"
+        found, wanted = found.double().nan_to_num(), wanted.double().nan_to_num()
+        error = float((found - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-30)
         print(f"result {{number}}: relative error {{error:.2e}}")
         assert error < {bound}, "the kernel is wrong"
 
@@ -74,7 +78,10 @@ runs it on the CPU.
 
 import os
 
+from math import inf, nan  # which operators below may name
+
 import torch
+from torch import device
 
 INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
@@ -127,11 +134,12 @@ def _listed(facts: Sequence[tuple[object, ...]]) -> str:
 
 
 def _reference(kernel: Kernel) -> str:
-    """The operators as a function, from the code that torch.fx writes."""
+    """The operators as a function, from the code that torch.fx writes; ``wide`` is what it converts to of float32."""
     code = reference(kernel).code.strip().splitlines()
     body = [line.split(";")[0].rstrip() for line in code if line.strip() and not line.startswith("def ")]
     head = next(line for line in code if line.startswith("def "))
-    head = head.replace("def forward(self, ", "def reference(")
+    head = head.replace("def forward(self, ", "def reference(").replace("):", ", wide=torch.float32):")
+    body = [line.replace("dtype = torch.float32", "dtype = wide") for line in body]
     return "\n".join([head, '    """The same in torch\'s operators."""', *body])
 
 

@@ -54,7 +54,9 @@ def fuse(
     rates = device.of(on)
     if rates is None:
         name = torch.cuda.get_device_name(on)
-        _tell(f"there are no kernels for {name}, which needs compute capability 8.0 or newer; all runs without them")
+        _tell(
+            f"there are no kernels for {name}, and all runs without them; NVIDIA's are from compute capability 8.0 on"
+        )
         return ()
     record(module, examples)
     pack(module)
@@ -85,12 +87,15 @@ def _chosen(plan: KernelPlan, target: Target | None, on: torch.device) -> list[K
     kernels: list[Kernel] = []
     progress = Progress("Timing kernels")
     ends = time.perf_counter() + (target.allowance if target is not None else 0.0)
-    for number, each in enumerate(plan.regions):
+    for number, each in enumerate(sorted(plan.regions, key=lambda each: -each.gain)):
         measured = None if target is None else fastest(each, target, on, ends)
         if measured is not None:
-            kernels += measured.kernels
+            kernels += measured
         elif each.parts > SURE * each.seconds:
             kernels.append(each.candidates[0].emit())
+            if target is not None:
+                name = each.region.main.node.name
+                emit("kernel-unmeasured", f"'{name}' is a kernel by its predicted time: none was measured", kernel=name)
         progress(number + 1, len(plan.regions))
     return kernels
 

@@ -88,17 +88,18 @@ class Launch:
         self, device: torch.device, tensors: Sequence[Tensor], operands: Sequence[Tensor], results: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         source = self._kernel.source
+        warps = source.warps if torch.version.hip is None else max(1, source.warps // 2)  # of 64 threads there
         try:
             with torch.cuda.device(device), self._lock:
                 compiled = self._function[self._grid](
-                    *tensors, self._kernel.samples, **source.constants, num_warps=source.warps, num_stages=source.stages
+                    *tensors, self._kernel.samples, **source.constants, num_warps=warps, num_stages=source.stages
                 )
         except Exception as error:  # Triton, LLVM and ptxas fail in ways of their own
             self._failed = True
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            emit("kernel-failed", f"{source.function} cannot be compiled: {first}", kernel=source.function)
+            emit("kernel-failed", f"{source.function} does not run: {first}", kernel=source.function)
             warnings.warn(
-                f"the kernel '{source.function}' of {self._kernel.around} cannot be compiled, and torch's own "
+                f"the kernel '{source.function}' of {self._kernel.around} does not run, and torch's own "
                 f"operators run instead: {first}",
                 RuntimeWarning,
                 stacklevel=2,

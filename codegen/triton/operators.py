@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codegen.triton.reference import reference
+from rewrite.ops import value
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -51,7 +52,10 @@ def operator_of(kernel: Kernel, make: Make, kind: str) -> Any:
 
 
 def _ending(kernel: Kernel, kind: str) -> str:
-    return hashlib.sha256(repr((kernel.results, kind)).encode()).hexdigest()[:6]
+    """Six digits of what else tells operators apart: sizes, strides and dtypes, and the reference."""
+    operands = [(tuple(x.shape), x.stride(), x.dtype) for x in map(value, kernel.operands)]
+    facts = kernel.results, operands, reference(kernel).code, kind
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:6]
 
 
 def _defined(name: str, kernel: Kernel, make: Make, kind: str) -> Any:
@@ -108,8 +112,3 @@ def _differentiate(name: str, plain: GraphModule) -> None:
         return tuple(next(left) if need else None for need in needed)
 
     torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)
-
-
-def is_kernel(target: Any) -> bool:
-    """Whether an operator is one of ours."""
-    return any(target is known for known in _KNOWN.values())

@@ -11,12 +11,15 @@ import torch
 
 from codegen.triton.device import Device, Work, total
 from codegen.triton.family import Candidate, Family, families
-from codegen.triton.region import Main, Region, is_view
+from codegen.triton.region import Main, Region, is_view, reach
 from codegen.triton.traffic import separate
 from rewrite.ops import value
 
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
+
+LARGEST = 2**31
+"""Elements of a sample: kernels count within one with 32 bits."""
 
 MARGIN = 0.05
 """The part of its predicted time that a region has to save: predictions are no better than that."""
@@ -122,8 +125,9 @@ def planned(
                 declined.append(Declined(main.node, _too_slow(best)))
             options += paying
     chosen = _disjoint(graph, options)
-    taken = {each.region.main.node for each in chosen}
+    taken = {node for each in chosen for node in each.region.nodes}
     crossed = {each.region.main.node for each in options} - taken
+    declined = [each for each in declined if each.node not in taken]
     declined += [Declined(node, "its operators are part of another kernel") for node in crossed]
     order = {node: i for i, node in enumerate(graph.nodes)}
     ordered = sorted(chosen, key=lambda each: order[each.region.main.node])
@@ -142,7 +146,7 @@ def _options(family: Family, main: Main, device: Device, elementwise: bool) -> I
 
     All of them are compared as parts of the largest one: what a smaller region leaves out is a kernel of its own.
     """
-    found = list(family.regions(main))
+    found = [region for region in family.regions(main) if reach(region) < LARGEST]
     if not found:
         return
     whole = max(found, key=lambda region: len(region.nodes))

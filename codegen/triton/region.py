@@ -105,6 +105,24 @@ class Region:
         return tuple(norm for node in self.epilogue if (norm := view_as(node, LayerNorm)) is not None)
 
 
+def reach(region: Region) -> int:
+    """The largest distance in memory between two elements of one sample, over all that a region reads and writes.
+
+    Kernels count it with 32 bits, and samples with 64.
+    """
+    like = value(region.main.input).dim()
+    read = [(node, spread(node, (("n",), *[()] * (like - 1)))) for node in region.inputs]
+    added = [(node, spread(node, region.axes[region.main.node])) for node in region.extras]
+    made = [(node, region.axes[node]) for node in region.outputs if node not in region.totals]
+    return max((_reach(node, axes) for node, axes in (*read, *added, *made)), default=0)
+
+
+def _reach(node: Node, axes: Axes | None) -> int:
+    found = value(node)
+    dims = zip(found.shape, found.stride(), axes or ((),) * found.dim(), strict=True)
+    return sum((int(size) - 1) * int(stride) for size, stride, axis in dims if axis != ("n",))
+
+
 def is_view(node: Node) -> bool:
     """Whether a node of an epilogue gives its input's elements under other indices, and nothing else."""
     return isinstance(view(node), (Permute, Reshape))
@@ -163,10 +181,12 @@ def _fuses(node: Node, like: Node) -> bool:
     """Whether a node is a pointwise operator that gives a value of another one's shape."""
     if node.op != "call_function" or not is_tensor(node) or not same_shape(node, like) or not printable(node):
         return False
-    return all(is_tensor(operand) and _is_readable(operand) for operand in node.all_input_nodes)
+    return all(is_tensor(operand) and _is_readable(operand, like) for operand in node.all_input_nodes)
 
 
-def _is_readable(node: Node) -> bool:
+def _is_readable(node: Node, like: Node) -> bool:
+    if value(node).device != value(like).device:  # a number of the processor's among values of a GPU
+        return False
     kind = value(node).dtype
     return kind in STORED or (kind != torch.float64 and computing(kind) is not None and not kind.is_complex)
 

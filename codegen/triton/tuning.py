@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from codegen.inductor import compiling
 from codegen.triton.launching import Launch
 from codegen.triton.reference import reference
 from rewrite import compat
@@ -21,8 +23,6 @@ from rewrite.events import emit
 from rewrite.ops import value
 
 if TYPE_CHECKING:
-    from torch.fx import Node
-
     from codegen.triton.kernel import Kernel
     from codegen.triton.planning import Planned
     from rewrite.target import Target
@@ -37,25 +37,17 @@ _REPEATS = 8
 _ALTERNATIVE = "operators"
 
 
-@dataclass(frozen=True)
-class Found:
-    """What measuring a region gave.
-
-    Attributes:
-        kernels: the fastest one, or none where its operators are faster without.
-    """
-
-    kernels: tuple[Kernel, ...]
-
-
-def fastest(planned: Planned, target: Target, on: torch.device, ends: float) -> Found | None:
-    """Measure a region's kernels, or recall the measurement; None where there is no time or it tells nothing.
+def fastest(planned: Planned, target: Target, on: torch.device, ends: float) -> tuple[Kernel, ...] | None:
+    """The fastest kernel of a region, or none where its operators are as fast without.
 
     Args:
         planned: the region with its candidates.
         target: keeps measurements.
         on: the GPU.
         ends: when to measure no more, in seconds of ``time.perf_counter``.
+
+    Returns:
+        None where there was no time, or the measurement tells nothing.
     """
     kernels = [candidate.emit() for candidate in planned.candidates[:CANDIDATES]]
     named = {kernel.operator: kernel for kernel in kernels}
@@ -64,7 +56,8 @@ def fastest(planned: Planned, target: Target, on: torch.device, ends: float) -> 
     found = here.known(what, {*named, _ALTERNATIVE})
     if found is None and time.perf_counter() < ends:
         try:
-            found = here.measure(what, _contenders(named, on))
+            with current(on):
+                found = here.measure(what, _contenders(named, on))
         except Exception as error:  # compilers and drivers fail in ways of their own, and nothing depends on it
             emit("kernel-unmeasured", f"{what}: {error}", kernel=what)
     if found is None:
@@ -72,44 +65,47 @@ def fastest(planned: Planned, target: Target, on: torch.device, ends: float) -> 
     best = min(named, key=lambda name: found.ms[name])
     wins = found.ms[best] * (1 + max(found.noise, MARGIN)) < found.ms[_ALTERNATIVE]
     emit("kernel-measured", f"{what}: {found.ms}", kernel=what, milliseconds=dict(found.ms), taken=wins)
-    return Found((named[best],) if wins else ())
+    return (named[best],) if wins else ()
+
+
+def current(on: torch.device) -> AbstractContextManager[Any]:
+    """Within, streams, graphs and waiting are those of a GPU."""
+    return torch.cuda.device(on)
 
 
 def described(kernel: Kernel) -> str:
-    """A region's operators, sizes, strides and dtypes, as text: equal where the times are."""
-    region = kernel.region
+    """A region's operators, sizes, strides, dtypes and results, as text: equal where the times are."""
     operands = [(tuple(value(node).shape), value(node).stride(), str(value(node).dtype)) for node in kernel.operands]
-    names = [_call(node) for node in region.nodes]
-    return f"kernel {names} of {operands}"
-
-
-def _call(node: Node) -> str:
-    constants = [argument for argument in (*node.args, *node.kwargs.values()) if not isinstance(argument, type(node))]
-    return f"{node.target}{[str(each) for each in constants if not hasattr(each, 'name')]}"
+    return f"kernel {reference(kernel).code} of {operands} gives {kernel.results}"
 
 
 def _contenders(named: dict[str, Kernel], on: torch.device) -> dict[str, Callable[[], Any]]:
-    """Calls of each kernel and of the operators compiled, with random operands; those that cannot run are left out.
+    """Calls of each kernel and of the operators compiled, with random operands.
 
-    Raises:
-        RuntimeError: none of the kernels can run.
+    What cannot run is as fast as the operators, which run in its place.
     """
     first = next(iter(named.values()))
-    operands = [drawn(value(node), on) for node in first.operands]
-    plain = reference(first)
-    calls: dict[str, Callable[[], Any]] = {}
+    operands = {node: drawn(value(node), on) for node in first.operands}
+    own = set(first.region.main.roles.values())
+    # libraries read kernels of convolutions as models have them
+    plain = [x.contiguous() if node in own else x for node, x in operands.items()]
+    with compiling():
+        compiled = compat.inductor_compile(reference(first), plain, {})
+    calls = {_ALTERNATIVE: captured(lambda: compiled(*plain))}
     for name, kernel in named.items():
-        order = [operands[first.operands.index(node)] for node in kernel.operands]
-        launch = Launch(kernel.launchable, _refused)
-        launch(order)
-        calls[name] = captured(functools.partial(launch, order))
-    compiled = compat.inductor_compile(plain, operands, {})
-    calls[_ALTERNATIVE] = captured(lambda: compiled(*operands))
+        order = [operands[node] for node in kernel.operands]
+        try:
+            launch = Launch(kernel.launchable, _refused)
+            launch(order)
+            calls[name] = captured(functools.partial(launch, order))
+        except Exception as error:  # Triton, LLVM and ptxas fail in ways of their own
+            emit("kernel-failed", f"{name} cannot run: {error}", kernel=name)
+            calls[name] = calls[_ALTERNATIVE]
     return calls
 
 
 def _refused(operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    raise RuntimeError("the kernel cannot be compiled")
+    raise RuntimeError("it does not compile")
 
 
 def drawn(like: Tensor, on: torch.device) -> Tensor:

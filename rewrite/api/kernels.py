@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rewrite import compat
+from rewrite.api.arguments import call_of
 from rewrite.api.optimizing import optimize
 from rewrite.errors import InputError
 from rewrite.lowering import flat_module, record
@@ -52,14 +53,29 @@ def kernel_plan(
 
     if device not in DEVICES:
         raise InputError(f"device={device!r} is unknown{nearest(str(device), DEVICES)}")
+    if batch is not None and not _is_count(batch):
+        raise InputError(f"batch={batch!r} is no number of samples; pass a positive one, or leave it out")
+    if example_inputs is None and example_kwargs is None:
+        raise InputError("kernels are made for certain sizes, so a plan needs an example; pass example_inputs")
+    fixed = sorted({"lower", "tune", "release"} & settings.keys())
+    if fixed:
+        raise InputError(f"{fixed[0]}= means nothing for a plan, which runs nothing; leave it out")
     fast = optimize(model, example_inputs, example_kwargs, lower="eager", tune="off", **settings)
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     graph, weights = fast.program()
-    flat = compat.tree_flatten((inputs, dict(example_kwargs or {})))[0]
+    flat = compat.tree_flatten(call_of(example_inputs, example_kwargs))[0]
     module = flat_module(graph, (), weights)
-    record(module, flat if batch is None else _resized(flat, batch))
+    try:
+        record(module, flat if batch is None else _resized(flat, batch))
+    except RuntimeError as error:
+        if batch is None:
+            raise
+        raise InputError(f"batch={batch} does not fit the model: {error}; leave it out") from error
     pack(module)
     return planned(module.graph, DEVICES[device], elementwise=settings.get("numerics") == "elementwise")
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
 def _resized(flat: list[Any], batch: int) -> list[Any]:
@@ -74,5 +90,7 @@ def _resized(flat: list[Any], batch: int) -> list[Any]:
 
 def _like(leaf: Tensor, batch: int) -> Tensor:
     order = sorted(range(leaf.dim()), key=lambda dim: -leaf.stride()[dim])
-    made = torch.empty([batch if dim == 0 else int(leaf.shape[dim]) for dim in order], dtype=leaf.dtype)
+    made = torch.empty(
+        [batch if dim == 0 else int(leaf.shape[dim]) for dim in order], dtype=leaf.dtype, device=leaf.device
+    )
     return made.permute([order.index(dim) for dim in range(leaf.dim())])

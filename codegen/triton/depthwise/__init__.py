@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from codegen.triton.region import Main, Region
 
 _WARPS = (4, 8)
-_LARGEST = 2**31
-"""Elements of a sample: indices within one have 32 bits."""
-
 _KEPT = 12
 """Candidates of one region."""
 
@@ -88,9 +85,9 @@ class Depthwise:
 
 
 def _unfit(mixer: Mixer) -> bool:
-    """Whether a kernel cannot read or write it: of other dtypes, empty, or with samples too large for indices."""
+    """Whether a kernel cannot read or write it: of other dtypes, or empty."""
     nodes = (mixer.node, mixer.input, *mixer.roles.values())
     kinds = {value(node).dtype for node in nodes}
     fixed = all(isinstance(size, int) for node in nodes for size in value(node).shape)
-    full = fixed and all(0 < value(node).numel() < _LARGEST * value(node).shape[0] for node in nodes)
+    full = fixed and all(value(node).numel() > 0 for node in nodes)
     return not (full and kinds <= set(STORED) and value(mixer.node).dtype == value(mixer.input).dtype)

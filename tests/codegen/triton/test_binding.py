@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +12,7 @@ from codegen.triton.binding import bind
 from codegen.triton.device import REFERENCE
 from codegen.triton.launching import interpreted
 from codegen.triton.planning import planned
+from rewrite import kernel_plan
 from tests.codegen.triton.kernels import module_of
 
 
@@ -40,10 +44,48 @@ def test_a_kernel_reads_what_another_one_gives() -> None:
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_operators_hold_no_weights() -> None:
-    import gc
-    import weakref
+class Noisy(nn.Module):
+    """A convolution whose result draws random numbers, and its input behind it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(self.conv(x))
+        return y + torch.rand_like(y), torch.rand_like(x)
+
+
+def test_random_numbers_are_drawn_in_order() -> None:
+    model, x = Noisy().eval(), torch.randn(2, 6, 5, 5)
+    module = module_of(model, x)
+    kernels = [each.candidates[0].emit() for each in planned(module.graph, REFERENCE).regions]
+    bind(module, kernels, interpreted, "CPU")
+    assert len(kernels) == 1
+    with torch.no_grad():
+        torch.manual_seed(0)
+        wanted = model(x)
+        torch.manual_seed(0)
+        found = module(x)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_samples_too_large_for_indices_stay_as_they_are() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.conv(x)).permute(1, 0, 2, 3).contiguous()
+
+    small, large = (kernel_plan(Turned().eval(), torch.randn(2, 6, 64, 64), batch=batch) for batch in (2, 1 << 19))
+    assert "clone" in str(small)
+    assert "clone" not in str(large)
+
+
+def test_operators_hold_no_weights() -> None:
     model, x = Chain().eval(), torch.randn(1, 6, 5, 5)
     module = module_of(model, x)
     plan = planned(module.graph, REFERENCE)

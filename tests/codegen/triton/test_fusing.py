@@ -43,6 +43,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> GraphModule:
     monkeypatch.setattr(fusing.device, "of", lambda on: REFERENCE)
     monkeypatch.setattr(fusing, "_TOLD", set())
     monkeypatch.setattr("rewrite.target.target.facts", lambda on: {"device": str(on)})
+    monkeypatch.setattr(tuning, "current", lambda on: contextlib.nullcontext())
     return module_of(Net(), torch.randn(2, 8, 9, 9))
 
 
@@ -101,7 +102,7 @@ def test_one_warning_without_triton(module: GraphModule, monkeypatch: pytest.Mon
 def test_one_warning_for_an_old_device(module: GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusing.device, "of", lambda on: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda on: "GTX 480")
-    with pytest.warns(RuntimeWarning, match="no kernels for GTX 480, which needs compute capability 8.0"):
+    with pytest.warns(RuntimeWarning, match="no kernels for GTX 480, .* from compute capability 8.0 on"):
         assert fuse(module) == ()
 
 
@@ -217,6 +218,41 @@ def test_devices_by_name_and_by_proportion(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.copy == DEVICES["A100"].copy * 54 / 108
     facts.major = 7
     assert device.of(torch.device("cuda")) is None
+
+
+def test_names_of_devices_are_whole_words() -> None:
+    assert device.named("NVIDIA RTX A1000 Laptop GPU") is None
+    assert device.named("NVIDIA A100-SXM4-80GB") is DEVICES["A100"]
+    assert device.named("AMD Instinct MI300X") is DEVICES["MI300X"]
+
+
+def test_a_part_of_a_gpu_is_that_much_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda on: "NVIDIA H200 MIG 1g.18gb")
+    facts = SimpleNamespace(major=9, minor=0, multi_processor_count=33, shared_memory_per_block_optin=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda on: facts)
+    found = device.of(torch.device("cuda"))
+    assert found is not None
+    assert (found.processors, found.shared, found.copy) == (33, 1000, DEVICES["H200"].copy / 4)
+
+
+def test_one_kernel_that_does_not_run_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    region = regions_of(module_of(nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 5, 5)))[0]
+    kernels = [emitted(region, (Streaming(columns, 4, 3, False),)) for columns in (2, 4)]
+    named = {kernel.operator: kernel for kernel in kernels}
+    broken = kernels[0].operator
+
+    def launch(kernel: Any, reference: Any) -> Any:
+        if kernel is kernels[0].launchable:
+            raise RuntimeError("ptxas failed")
+        return lambda operands: "ran"
+
+    monkeypatch.setattr(tuning, "Launch", launch)
+    monkeypatch.setattr(tuning, "captured", lambda call: call)
+    monkeypatch.setattr(tuning.compat, "inductor_compile", lambda module, inputs, options: module)
+    calls = tuning._contenders(named, torch.device("cpu"))
+    assert set(calls) == {*named, tuning._ALTERNATIVE}
+    assert calls[broken] is calls[tuning._ALTERNATIVE]
+    assert calls[kernels[1].operator]() == "ran"
 
 
 def test_bounds_and_their_names() -> None:
