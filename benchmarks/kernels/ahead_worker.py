@@ -57,10 +57,23 @@ def warm(request: dict[str, Any], sources: Any) -> None:
              "*i64": torch.int64}  # fmt: skip
     source = sources.Source(**request["source"])
     tensors = [kinds[kind] for kind in source.signature.values() if kind in kinds]
-    source.kernel().warmup(
+    compiled = source.kernel().warmup(
         *tensors, request["samples"], **source.constants, num_warps=source.warps, num_stages=source.stages,
         grid=(request["programs"], 1, 1),
     )  # fmt: skip
+    with contextlib.suppress(Exception):  # of Triton 3.7 and later, and where there is no driver
+        link(compiled)
+
+
+def link(compiled: Any) -> None:
+    """Compile the C code that launches kernels with such arguments.
+
+    Raises:
+        Exception: it is not there, or cannot be compiled here.
+    """
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    CudaLauncher(compiled.src, compiled.metadata)
 
 
 def main(folder: str, backend: str, architecture: str, threads: str) -> int:

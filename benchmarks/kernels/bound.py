@@ -161,4 +161,4 @@ def refused(operands: Sequence[Tensor]) -> Sequence[Tensor]:
     Raises:
         RuntimeError: always.
     """
-    raise RuntimeError("the kernel cannot be compiled; the warning before this tells why")
+    raise RuntimeError("the kernel does not run; the warning before this tells why")

@@ -1,6 +1,6 @@
 """Whole networks on a GPU: a program that compiles one of them for some batches, and measures when it is its turn.
 
-    python -m benchmarks.kernels.gpu_models LOCK NAME BATCH ...
+    python -m benchmarks.kernels.gpu_models LOCK NAME BATCH ... [max-autotune]
 
 is started by ``benchmarks.gpu``. Contenders run with the time that it takes to launch their kernels, as users call
 them, and from CUDA graphs, without.
@@ -40,6 +40,9 @@ GRAPH = ", graph"
 """What the names of contenders end with that run from a CUDA graph."""
 
 OURS = "optimized"
+
+AUTOTUNED = "max-autotune"
+"""The contender that takes minutes to compile: a program of its own, for which there may be no time."""
 
 Call = Callable[[], Any]
 
@@ -164,16 +167,15 @@ def share_measurements(path: str) -> None:
     Target.measure = measure  # type: ignore[method-assign]
 
 
-def _autotuned(subject: Subject, batch: int) -> dict[str, Call]:
-    """The contenders that may win, with the one that takes minutes to compile."""
+def autotuned(subject: Subject, batch: int) -> dict[str, Call]:
+    """The optimized network beside what Inductor makes of it where it takes its time."""
     x = subject.example(batch).to(memory_format=torch.channels_last)
-    torch.compiler.reset()
     made = torch.compile(subject.last, dynamic=False, mode="max-autotune-no-cudagraphs")
-    return {OURS: lambda: subject.fast(x), "max-autotune": lambda: made(x)}
+    return {OURS: subject.calls(batch)[OURS], AUTOTUNED: lambda: made(x)}
 
 
-def main(lock: str, name: str, batches: Sequence[int], device: str = "cuda") -> int:
-    """Measure one network."""
+def main(lock: str, name: str, batches: Sequence[int], slowly: bool = False, device: str = "cuda") -> int:
+    """Measure one network; ``slowly`` beside :data:`AUTOTUNED` alone."""
     teller = Teller()
     share_measurements(lock)
     torch.backends.cudnn.benchmark = True
@@ -181,19 +183,16 @@ def main(lock: str, name: str, batches: Sequence[int], device: str = "cuda") -> 
     with torch.no_grad():
         model = randomize(load(name)).to(device, DTYPE)
         subject = Subject(model, lambda batch: input_for(model, batch).to(device, DTYPE))
-        turns = [(batch, subject.calls) for batch in batches]
-        if batches:
-            turns.append((batches[0], lambda batch: _autotuned(subject, batch)))
-        for number, (batch, made) in enumerate(turns):
-            autotuned = number == len(batches)
-            title = name + (" max-autotune" if autotuned else "")
+        title = f"{name} {AUTOTUNED}" if slowly else name
+        for batch in batches:
             try:
                 clock = Graphs()
-                calls, failures = prepared(made(batch), lambda call, clock=clock: clock.record(call, 1, False))  # type: ignore[misc]
+                calls = autotuned(subject, batch) if slowly else subject.calls(batch)
+                found, failures = prepared(calls, lambda call, clock=clock: clock.record(call, 1, False))  # type: ignore[misc]
                 exact = subject.last(subject.example(batch).to(memory_format=torch.channels_last))
                 teller.tell(ready=title)
                 teller.wait()
-                row = measured(title, batch, calls, failures, exact)
+                row = measured(title, batch, found, failures, exact)
                 lowered = subject.fast.lowerings if subject.fast is not None else ()
                 told = [str(kernel) for kernel in lowered[-1].kernels] if lowered else []
                 row |= {"kernels": len(told), "descriptions": told, "seconds": round(time.perf_counter() - started, 1)}
@@ -209,4 +208,5 @@ def main(lock: str, name: str, batches: Sequence[int], device: str = "cuda") -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], [int(batch) for batch in sys.argv[3:]]))
+    given = sys.argv[3:]
+    sys.exit(main(*sys.argv[1:3], [int(each) for each in given if each.isdigit()], AUTOTUNED in given))

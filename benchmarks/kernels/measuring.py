@@ -82,11 +82,15 @@ class Graphs:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            for _ in range(repeats):
-                if cold:
-                    self._flushed.fill_(1.0)
-                call()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                for _ in range(repeats):
+                    if cold:
+                        self._flushed.fill_(1.0)
+                    call()
+        except Exception:
+            self.begin()  # a pool that something failed in may be of no use
+            raise
         return graph.replay
 
     def seconds(self, replay: Call) -> float:
@@ -155,7 +159,6 @@ def measure(contenders: Mapping[str, Call], clock: Clock, seconds: float = 2.0, 
             recorded[name] = _recorded(call, clock)
         except Exception as error:  # libraries fail in ways of their own, and the others can still be timed
             failures[name] = said(error)
-            clock.begin()  # a pool that something failed in may be of no use
     if not recorded:
         return Measurement({}, failures, math.nan)
     flush = clock.record(nothing, _COLD, True)
