@@ -6,8 +6,6 @@ import os
 import uuid
 from pathlib import Path
 
-import platformdirs
-
 _DIRECTORY = "TORCH_REWRITE_CACHE_DIR"
 _SWITCH = "TORCH_REWRITE_CACHE"
 
@@ -17,7 +15,13 @@ def cache_directory() -> Path | None:
     if os.environ.get(_SWITCH) == "0":
         return None
     directory = os.environ.get(_DIRECTORY)
-    return Path(directory) if directory else platformdirs.user_cache_path("torch_rewrite")
+    if directory:
+        return Path(directory)
+    try:
+        import platformdirs
+    except ImportError:  # run from a checkout where nothing was installed
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_rewrite"
+    return platformdirs.user_cache_path("torch_rewrite")
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:

@@ -110,7 +110,7 @@ class BandedCode(Rolling):
 
     def add(self, write: Writer, tile: Tile, rows: Mapping[int, int], held: Mapping[tuple[int, int], str]) -> None:
         """Add the products of a row of the input and the matrices."""
-        place = Tile((tile.shape[0], "DEPTH"), tile.at, tile.inside)
+        place = Tile((tile.shape[0], self.matrix.depth), tile.at, tile.inside)
         at = {"h": Spread("row", tile.at["h"].axes), "w": self._window}
         tap = self.code.load(write, place, at, wide=False)
         for i, kh in rows.items():

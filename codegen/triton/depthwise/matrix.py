@@ -72,14 +72,18 @@ class Matrix:
     whole: bool
     channels: bool = False
 
+    @property
+    def depth(self) -> str:
+        """The columns of the input in a window, as text: branches of a mixer may have windows of several sizes."""
+        return self.code.constant("DEPTH", depth(self.code.branch, self.code.read["w"], self.columns, self.whole))
+
     def begin(self, write: Writer) -> None:
         """Which tap joins each column ``i`` of a window to each column ``j`` of the result."""
         window = self.code.branch.window
-        self.code.constant("DEPTH", depth(self.code.branch, self.code.read["w"], self.columns, self.whole))
         shift = window.low[1] if self.whole else -_lead(self.code.branch)
         right = "j[None, :]" if window.stride[1] == 1 else f"j[None, :] * {window.stride[1]}"
         ending = "" if not shift else f" + {shift}" if shift > 0 else f" - {-shift}"
-        write("i = tl.arange(0, DEPTH)")
+        write(f"i = tl.arange(0, {self.depth})")
         write(f"kw = i[:, None] - {right}{ending}")
         inside = f"(kw >= 0) & (kw < {window.kernel[1] * window.dilation[1]})"
         if window.dilation[1] > 1:

@@ -91,7 +91,7 @@ class ToeplitzCode:
         first, step = symbol("first"), symbol("step")
         with write.block(f"for step in range({window.kernel[0] + below - 1}):"):
             write(f"row = {text(first * window.stride[0] + step * window.dilation[0] - window.low[0])}")
-            loaded_at = Tile((*tile.shape[:-1], "DEPTH"), tile.at, tile.inside)
+            loaded_at = Tile((*tile.shape[:-1], matrix.depth), tile.at, tile.inside)
             at = {"h": Spread("row", tile.at["h"].axes), "w": column}
             tap = code.load(write, loaded_at, at, wide=False)
             for i in range(below):

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from codegen.triton.depthwise.banded import Banded
 from codegen.triton.depthwise.copying import Copying
 from codegen.triton.depthwise.emitting import Schedule
+from codegen.triton.depthwise.toeplitz import Toeplitz
 from codegen.triton.region import Region
 from examples.models.inception_next import InceptionDepthwise
 from tests.codegen.triton.kernels import (
@@ -254,3 +256,22 @@ def test_parts_of_any_sizes(data):
     region = regions_of(module)[-1]
     assert len(region.main.branches) == len(sizes)
     check(model, [x], run(module, region, chosen(region, *kinds), x)[1])
+
+
+def test_branches_have_windows_of_their_own_size() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(2, 2, k, padding=k // 2, groups=2) for k in (3, 9, 31))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([conv(part) for conv, part in zip(self.convs, x.chunk(3, 1), strict=True)], 1)
+
+    model, x = Mixed().eval(), torch.randn(2, 6, 20, 40)
+    module = module_of(model, x)
+    region = regions_of(module)[0]
+    schedules = [Toeplitz(16, 16, 1, False), Banded(16, 16, 8, False), Toeplitz(16, 16, 1, False)]
+    kernel, (found,) = run(module, region, schedules, x)
+    assert len({value for name, value in kernel.source.constants.items() if name.startswith("DEPTH")}) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(found.double(), model.double()(x.double()), rtol=1e-5, atol=1e-5)
