@@ -55,7 +55,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
                 call()
             return Comparison({name: Timing(times[name], 0, 0, 5) for name in calls}, noise)
 
-        monkeypatch.setattr(fastest, "candidates", lambda target=None: tried)
+        monkeypatch.setattr(fastest, "candidates", lambda *settings: tried)
         monkeypatch.setattr(fastest, "interleave", interleave)
         return tried
 

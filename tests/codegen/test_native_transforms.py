@@ -214,7 +214,7 @@ def test_long_kernels_of_whole_models(shape: tuple[int, ...]) -> None:
 def test_compiled_programs_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a part of more channels and over what another kernel gives."""
     lowering = Inductor(Scripted(price=ours))
-    monkeypatch.setattr("codegen.default_lowering", lambda target=None: lowering)
+    monkeypatch.setattr("codegen.default_lowering", lambda *settings: lowering)
     model = nn.Sequential(Filter("part"), nn.Conv1d(5, 8, 3), nn.ReLU(), nn.Conv1d(8, 5, 1), Filter("padded")).eval()
     x = laid_out(torch.randn(2, 9, 14), last=True)
     bound: list[int] = []
@@ -233,7 +233,7 @@ def test_compiled_programs_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_under_autocast_transforms_alone_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """They compute in float32 in any case, also what a layer gives in half precision."""
     lowering = Inductor(Scripted(price=ours))
-    monkeypatch.setattr("codegen.default_lowering", lambda target=None: lowering)
+    monkeypatch.setattr("codegen.default_lowering", lambda *settings: lowering)
     model = nn.Sequential(nn.Conv1d(9, 5, 3, padding=1), Filter(), nn.Conv1d(5, 8, 1), nn.ReLU()).eval()
     x = torch.randn(2, 9, 14)
     bound: list[int] = []

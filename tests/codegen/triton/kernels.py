@@ -37,7 +37,7 @@ from rewrite.lowering import flat_module, record, weight_order
 from rewrite.trace import capture
 
 FAMILY = Depthwise()
-MARGIN = 64
+MARGIN = 8192
 """Elements beside a tensor that nobody is to read or write."""
 
 SCHEDULES = {
