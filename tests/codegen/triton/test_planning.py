@@ -197,6 +197,19 @@ def test_an_operator_is_part_of_one_kernel():
     assert sorted(words(each.region.epilogue) for each in plan.regions) in (["", "mul gelu"], ["mul gelu"])
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("gain", [(), (16, 1, 1), (9, 9)], ids=str)
+def test_schedules_are_for_the_layout_of_what_is_large(gain, is_last):
+    """Not for that of a few numbers in front, which may have no channels."""
+    model = Net(lambda n, x: n.a(n.g * x), a=depthwise(16, 3), g=torch.randn(gain))
+    x = torch.randn(2, 16, 9, 9)
+    region = regions_of(module_of(model, last(x) if is_last else x))[-1]
+    assert words(region.prologue) == "mul"
+    found = FAMILY.candidates(region, REFERENCE, elementwise=True)
+    assert found
+    assert all(("channels" in str(each.schedules)) == is_last for each in found)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_candidates_are_ranked_by_what_they_should_take(device):
     """All of them compute the same region, with schedules for its layout."""
