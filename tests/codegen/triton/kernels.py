@@ -101,6 +101,7 @@ def run(
     """A module's outputs where a region of it runs as a kernel in the interpreter, by one launch."""
     kernel = emitted(region, schedules)
     bind(module, [kernel], interpreted, "CPU")
+    assert region.main.node not in module.graph.nodes
     for node in module.graph.find_nodes(op="get_attr"):
         path, _, name = str(node.target).rpartition(".")
         owner = module.get_submodule(path)

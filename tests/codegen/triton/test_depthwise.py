@@ -20,6 +20,9 @@ from codegen.triton.depthwise.toeplitz import Toeplitz
 from codegen.triton.region import Region
 from tests.codegen.triton.kernels import (
     SCHEDULES,
+    Net,
+    check,
+    depthwise,
     doubled,
     effort,
     facts,
@@ -28,6 +31,7 @@ from tests.codegen.triton.kernels import (
     needs_interpreter,
     regions_of,
     run,
+    words,
 )
 
 pytestmark = needs_interpreter
@@ -211,3 +215,52 @@ def test_ones_at_borders_give_the_taps(kind, kernel, stride, dilation, low, high
         if exists and all(0 <= a < length for a, length in zip(at, y.shape[2:], strict=True)):
             expected[(n, slice(None), *at)] = weight[(slice(None), 0, *taps)]
     assert torch.equal(y, expected)
+
+
+AROUND = {
+    "zeros": (lambda x: F.pad(x, (2, 1, 0, 3)), True),
+    "zeros along columns": (lambda x: F.pad(x, (2, 1)), True),
+    "zeros beside samples": (lambda x: F.pad(x, (1, 1, 1, 1, 0, 0, 0, 0)), True),
+    "ones": (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), False),
+    "a mirror": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), False),
+    "the other side": (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), False),
+    "less than there was": (lambda x: F.pad(x, (-1, 1, 1, 1)), False),
+    "channels": (lambda x: F.pad(x[:, 1:], (1, 1, 1, 1, 1, 0)), False),
+}
+
+
+@pytest.mark.parametrize("kind", ["streaming", "toeplitz"])
+@pytest.mark.parametrize("name", AROUND)
+def test_zeros_in_front_are_the_kernels_own(name, kind):
+    """Whatever else is put around images is computed by others."""
+    around, own = AROUND[name]
+    model = Net(lambda n, x: n.a(around(x)), a=depthwise(3, (3, 4), padding=(1, 0)))
+    x = torch.randn(2, 3, 5, 6)
+    module = module_of(model, x)
+    region = regions_of(module)[-1]
+    assert (words(region.main.nodes) != "conv2d") == own
+    assert (region.main.input.op == "placeholder") == own
+    check(model, [x], run(module, region, [SCHEDULES[kind]], x)[1])
+
+
+BEHIND = {
+    "the first": (lambda y: y[..., :9], True), "all but some": (lambda y: y[..., :-2], True),
+    "one": (lambda y: y[..., :1], True),
+    "the last": (lambda y: y[..., 2:], False), "every second": (lambda y: y[..., ::2], False),
+    "some channels": (lambda y: y.narrow(1, 0, 2), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["streaming", "toeplitz"])
+@pytest.mark.parametrize("name", BEHIND)
+def test_results_that_are_left_out_are_not_computed(name, kind):
+    """Those behind the first ones, as causal convolutions have too many of them."""
+    behind, own = BEHIND[name]
+    model = Net(lambda n, x: F.silu(behind(n.a(x))), a=depthwise(3, (4,), padding=3))
+    x = torch.randn(2, 3, 9)
+    module = module_of(model, x)
+    region = regions_of(module)[-1]
+    assert words(region.nodes) == ("conv1d slice silu" if own else "conv1d")
+    kernel, found = run(module, region, [SCHEDULES[kind]], x)
+    assert kernel.results[0].shape == (found[0].shape if own else (2, 3, 12))
+    check(model, [x], found)

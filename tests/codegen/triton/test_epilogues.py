@@ -176,6 +176,7 @@ CASES = {
         kinds=LAST,
     ),
     "rows of pixels": Case(lambda n, x: F.relu(n.a(x).flatten(2) + n.g), after="reshape add relu", layers=gains(30)),
+    "one column": Case(lambda n, x: F.relu(n.a(x[..., :1]).flatten(2)), after="reshape relu"),
     "all in a row": Case(lambda n, x: n.a(x).flatten(1) * 2, after="reshape mul"),
     "sizes of one": Case(
         lambda n, x: F.relu(n.a(x).unflatten(1, (3, 1)).unflatten(3, (1, 5)).flatten(2, 3)),
@@ -186,6 +187,9 @@ CASES = {
     "read outside": Case(read_outside, after="relu mul", layers=gains(3, 1, 1)),
     "given as it is": Case(lambda n, x: (lambda y: (y, F.gelu(y)))(n.a(x)), after="gelu"),
     "a view": Case(lambda n, x: (lambda y: (pixels(F.gelu(y)), y.flatten(1)))(n.a(x)), after="gelu"),
+    "a view in the middle": Case(
+        lambda n, x: (lambda v: (v, v * 2))(pixels(F.relu(n.a(x)))), after="relu permute mul", kinds=LAST
+    ),
     "half": Case(lambda n, x: (lambda y: (y.half(), F.relu(y)))(n.a(x)), after="cast relu"),
     "whole numbers": Case(lambda n, x: (3 * n.a(x)).to(torch.int32), after="mul cast"),
     "cast between": Case(lambda n, x: (3 * n.a(x)).to(torch.int32) * 0.5, after="mul cast mul"),
