@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from codegen.triton.device import Device, Work
-from codegen.triton.emission import Arguments, Ending, wrapped
+from codegen.triton.emission import Arguments, Ending, function, module
 from codegen.triton.family import Candidate, register, unregister
 from codegen.triton.interpreter import Interpreted
-from codegen.triton.kernel import Kernel, result_of
-from codegen.triton.pointwise import HELPERS
+from codegen.triton.kernel import Kernel, layout_of
 from codegen.triton.region import Region, regions
 from codegen.triton.source import Source
 from codegen.triton.tile import Spread, Tile
@@ -123,14 +122,11 @@ def emitted(region: Region, rows: int) -> Kernel:
             write(f"v0 = v0 {operator} {loaded.over(tile.axes)}")
     ending.write(write, tile, "v0", fixed)
     signature = arguments.signature()
-    constants = [f"{each}: tl.constexpr" for each in arguments.constants]
-    parts = ["import triton", "import triton.language as tl"]
-    parts += [f"\n\n{HELPERS[each].strip()}" for each in arguments.helpers]
-    parts += ["\n\n@triton.jit", *wrapped("def layer_norm(", [*signature, *constants], "):")]
-    text = "\n".join([*parts, *(f"    {line}" for line in write.lines)]) + "\n"
+    kernel = function("layer_norm", [*signature], arguments.constants, "Layer norm and what is behind it.", write.lines)
+    text = module(arguments, [kernel])
     source = Source(text, "layer_norm", signature, dict(arguments.constants))
     programs = f"(N * {count // region.sizes['n']} + {rows - 1}) // {rows}"
-    results = tuple(result_of(node) for node in arguments.outputs)
+    results = tuple(layout_of(node) for node in arguments.outputs)
     return Kernel(region, source, tuple(arguments.names), results, programs, (f"{rows} rows",))
 
 

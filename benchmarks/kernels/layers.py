@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from codegen.triton.packing import pack
 from rewrite import compat
 from rewrite.graph import Graph
 from rewrite.lowering import flat_module, record, weight_order
@@ -83,7 +82,6 @@ class Layer:
         with compat.FakeTensorMode(allow_non_fake_inputs=True):
             examples = [laid_out(torch.empty(shape, dtype=dtype), last) for shape in self.shapes(batch)]
         record(module, examples)
-        pack(module)
         return module.to(device)
 
     def draw(self, dtype: torch.dtype, last: bool, batch: int, device: str, seed: int = 0) -> list[Tensor]:

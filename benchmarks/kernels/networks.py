@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from codegen.triton.packing import pack
 from examples import models
 from rewrite import compat, optimize
 from rewrite.lowering import flat_module, record
@@ -95,7 +94,6 @@ def flat(network: Network, dtype: torch.dtype, last: bool) -> Callable[[int], Gr
             if last and x.dim() == 4:
                 example = example.contiguous(memory_format=torch.channels_last)
         record(module, [example])
-        pack(module)
         return module
 
     return sized

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,12 +74,13 @@ def _sort(graph: Graph) -> None:
 def _call(module: GraphModule, kernel: Kernel, target: Any, replaced: dict[Node, Node]) -> None:
     """Put a call of one kernel behind the last of its operands."""
     region, graph = kernel.region, module.graph
+    laid = {node: _laid_out(module, node, strides, region.nodes) for node, strides in kernel.layouts.items()}
     order = {node: i for i, node in enumerate(graph.nodes)}
     operands = tuple(replaced.get(node, node) for node in kernel.operands)
     first = max((order[node] for node in graph.nodes if node.op in ("placeholder", "get_attr")), default=0)
     last = max(operands, key=order.__getitem__)
     with graph.inserting_after(last if order[last] >= first else list(order)[first]):
-        call = graph.call_function(target, operands)
+        call = graph.call_function(target, tuple(laid.get(node, node) for node in operands))
     call.meta = {key: region.main.node.meta[key] for key in ("stack_trace", "nn_module_stack")
                  if key in region.main.node.meta}  # fmt: skip
     call.meta["val"] = called(call)
@@ -93,9 +95,29 @@ def _call(module: GraphModule, kernel: Kernel, target: Any, replaced: dict[Node,
         replaced[node] = made
 
 
-def _items(module: GraphModule, call: Node, count: int) -> list[Node]:
-    import operator
+def _laid_out(module: GraphModule, node: Node, strides: tuple[int, ...], inside: Collection[Node]) -> Node:
+    """A constant with other strides: a new one beside that which is there where others than the region read it."""
+    name, recorded = str(node.target), value(node)
+    if recorded.stride() == strides:
+        return node
+    tensor = operator.attrgetter(name)(module)
+    laid = tensor.new_empty_strided(tensor.shape, strides).copy_(tensor.detach())
+    same = [each for each in module.graph.find_nodes(op="get_attr") if each.target == name]
+    if all(user in inside for each in same for user in each.users):
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        delattr(owner, last)
+        owner.register_buffer(last, laid)
+    else:
+        name = next(name for i in itertools.count() if not hasattr(module, name := f"laid_out{i}"))
+        module.register_buffer(name, laid)
+    with module.graph.inserting_after(node):
+        made = module.graph.get_attr(name)
+    made.meta["val"] = recorded.new_empty_strided(recorded.shape, strides)
+    return made
 
+
+def _items(module: GraphModule, call: Node, count: int) -> list[Node]:
     items: list[Node] = []
     after = call
     for i in range(count):

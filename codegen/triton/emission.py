@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from codegen.triton.axes import COORDINATES, Axes, spread, strides_of
-from codegen.triton.pointwise import computing, helpers, printed
+from codegen.triton.pointwise import HELPERS, computing, helpers, printed
 from codegen.triton.region import base, is_view
 from codegen.triton.tile import Spread, Tile
 from rewrite.ops import Copy, LayerNorm, Reduction, is_tensor, reduction, value, view, view_as
@@ -221,6 +222,31 @@ class Ending:
                 assert made is not None
                 found.append((name, base(made.input), made))
         return found
+
+
+def module(arguments: Arguments, functions: Iterable[Iterable[str]]) -> str:
+    """The text of a kernel's module: helpers that the kernel calls, then functions as :func:`function` gives them."""
+    parts = ["import triton", "import triton.language as tl"]
+    for name in arguments.helpers:
+        parts += ["", "", HELPERS[name].strip()]
+    return "\n".join([*parts, *itertools.chain.from_iterable(functions)]) + "\n"
+
+
+def function(
+    name: str, arguments: Sequence[str], constants: Collection[str], doc: str, lines: Sequence[str]
+) -> list[str]:
+    """A function that Triton compiles, as lines.
+
+    Args:
+        name: of the function.
+        arguments: what it takes that is not constant; constants come behind.
+        constants: what is known as it is compiled, those that the lines name.
+        doc: what it computes.
+        lines: its body.
+    """
+    typed = [*arguments, *(f"{each}: tl.constexpr" for each in constants)]
+    body = [f"    {line}" if line else "" for line in lines]
+    return ["", "", "@triton.jit", *wrapped(f"def {name}(", typed, "):"), f'    """{doc}"""', *body]
 
 
 def wrapped(head: str, items: Sequence[str], tail: str) -> list[str]:

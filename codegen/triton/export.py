@@ -108,9 +108,7 @@ def standalone(kernel: Kernel) -> str:
     source = kernel.source
     file = f"{kernel.operator}.py"
     head = _HEAD.format(title=f"{source.function}: {describe(kernel)}.", description=_operators(kernel), file=file)
-    operands = [(tuple(map(int, value(n).shape)), tuple(map(int, value(n).stride())), value(n).dtype)
-                for n in kernel.operands]  # fmt: skip
-    results = [(r.shape, r.stride, r.dtype) for r in kernel.results]
+    operands, results = ([(x.shape, x.stride, x.dtype) for x in found] for found in (kernel.reads, kernel.results))
     parts = [node in kernel.region.totals for node in kernel.region.outputs]
     half = any(r.dtype.itemsize == 2 for r in kernel.results)
     facts = [

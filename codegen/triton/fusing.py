@@ -16,7 +16,6 @@ from codegen.triton import device
 from codegen.triton.binding import bind
 from codegen.triton.export import generated
 from codegen.triton.launching import Launch
-from codegen.triton.packing import pack
 from codegen.triton.planning import planned
 from codegen.triton.tuning import fastest
 from rewrite.events import emit
@@ -59,7 +58,6 @@ def fuse(
         )
         return ()
     record(module, examples)
-    pack(module)
     plan = planned(module.graph, rates, elementwise=elementwise)
     if not plan.regions:
         return ()

@@ -14,7 +14,6 @@ from codegen.triton.binding import bind
 from codegen.triton.device import REFERENCE, Device
 from codegen.triton.export import generated
 from codegen.triton.launching import interpreted, interprets
-from codegen.triton.packing import pack
 from codegen.triton.planning import KernelPlan, planned
 from rewrite.errors import LoweringError
 from rewrite.lowered import Fused
@@ -78,7 +77,6 @@ class Interpreted:
         module = flat_module(graph, arguments, weights)
         examples = [*inputs, *(weights[name] for name in arguments)]
         record(module, examples)
-        pack(module)
         plan = planned(module.graph, self.device, self._kinds, self._elementwise)
         kernels = self._choose(plan)
         told = tuple(generated(kernel) for kernel in kernels)  # while the operators are there

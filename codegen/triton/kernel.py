@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One tensor that a kernel gives.
+class Layout:
+    """How a tensor that a kernel reads or gives lies in memory.
 
     Attributes:
         shape: its sizes.
@@ -45,7 +45,7 @@ class Launchable:
     """
 
     source: Source
-    results: tuple[Result, ...]
+    results: tuple[Layout, ...]
     samples: int
     programs: int
     around: str
@@ -63,14 +63,25 @@ class Kernel:
             each total.
         programs: how many programs a launch has, as a Python expression of the number of samples ``N``.
         schedules: how it is cut into programs, in words.
+        layouts: the strides with which it reads constants that lie otherwise in the graph.
     """
 
     region: Region
     source: Source
     operands: tuple[Node, ...]
-    results: tuple[Result, ...]
+    results: tuple[Layout, ...]
     programs: str
     schedules: tuple[str, ...]
+    layouts: Mapping[Node, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[Layout, ...]:
+        """How its operands lie in memory."""
+        found = map(layout_of, self.operands)
+        return tuple(
+            replace(each, stride=self.layouts.get(node, each.stride))
+            for node, each in zip(self.operands, found, strict=True)
+        )
 
     @property
     def samples(self) -> int:
@@ -90,14 +101,14 @@ class Kernel:
         return f"{self.source.function}_{self.source.hash}"
 
 
-def result_of(node: Node) -> Result:
-    """A result like a recorded value."""
+def layout_of(node: Node) -> Layout:
+    """That of a recorded value."""
     recorded = value(node)
     shape, stride = tuple(map(int, recorded.shape)), tuple(map(int, recorded.stride()))
-    return Result(shape, stride, recorded.dtype)
+    return Layout(shape, stride, recorded.dtype)
 
 
-def partial_sums(sizes: Mapping[str, int], slots: int) -> Result:
+def partial_sums(sizes: Mapping[str, int], slots: int) -> Layout:
     """The partial sums of every channel of every sample."""
     shape = (sizes["n"], slots, sizes["c"])
-    return Result(shape, (slots * sizes["c"], sizes["c"], 1), torch.float32)
+    return Layout(shape, (slots * sizes["c"], sizes["c"], 1), torch.float32)

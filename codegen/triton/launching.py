@@ -14,7 +14,7 @@ from torch import Tensor
 from rewrite.events import emit
 
 if TYPE_CHECKING:
-    from codegen.triton.kernel import Launchable, Result
+    from codegen.triton.kernel import Launchable, Layout
     from codegen.triton.operators import Run
 
 _ALIGNED = 16
@@ -26,7 +26,7 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def empty(results: Sequence[Result], device: torch.device) -> list[Tensor]:
+def empty(results: Sequence[Layout], device: torch.device) -> list[Tensor]:
     """New memory for what a kernel gives."""
     return [torch.empty_strided(r.shape, r.stride, dtype=r.dtype, device=device) for r in results]
 

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from codegen.triton.reference import reference
-from rewrite.ops import value
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-    from codegen.triton.kernel import Kernel, Launchable, Result
+    from codegen.triton.kernel import Kernel, Launchable, Layout
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Computes a kernel's results from its operands."""
@@ -53,8 +52,7 @@ def operator_of(kernel: Kernel, make: Make, kind: str) -> Any:
 
 def _ending(kernel: Kernel, kind: str) -> str:
     """Six digits of what else tells operators apart: sizes, strides and dtypes, and the reference."""
-    operands = [(tuple(x.shape), x.stride(), x.dtype) for x in map(value, kernel.operands)]
-    facts = kernel.results, operands, reference(kernel).code, kind
+    facts = kernel.results, kernel.reads, reference(kernel).code, kind
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:6]
 
 
@@ -86,7 +84,7 @@ def _defined(name: str, kernel: Kernel, make: Make, kind: str) -> Any:
     return getattr(torch.ops.torch_rewrite, name).default
 
 
-def laid_out(results: Sequence[Result], found: Sequence[Tensor]) -> list[Tensor]:
+def laid_out(results: Sequence[Layout], found: Sequence[Tensor]) -> list[Tensor]:
     """Values with the strides and dtypes that a kernel gives."""
     made = [torch.empty_strided(r.shape, r.stride, dtype=r.dtype, device=x.device)
             for r, x in zip(results, found, strict=True)]  # fmt: skip

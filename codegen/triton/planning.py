@@ -160,7 +160,8 @@ def _options(family: Family, main: Main, device: Device, elementwise: bool) -> I
         inner = [separate(nodes) for nodes in (region.prologue, (*region.epilogue, *region.totals)) if _computes(nodes)]
         outer = [separate(nodes) for nodes in (before, behind) if _computes(nodes)]
         apart = [separate(nodes) for nodes in (whole.prologue, (*whole.epilogue, *whole.totals)) if _computes(nodes)]
-        seconds = device.seconds(candidates[0].work, kind)
+        # parts of a sum are added by a kernel of their own
+        seconds = device.seconds(candidates[0].work, kind) + device.launch * len(region.totals)
         parts = _seconds(device, [*library, *apart], kind) - _seconds(device, outer, kind)
         saved = total([*library, *inner]).bytes - candidates[0].work.bytes
         bound = device.bound(candidates[0].work, kind)

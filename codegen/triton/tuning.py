@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from rewrite.events import emit
 from rewrite.ops import value
 
 if TYPE_CHECKING:
-    from codegen.triton.kernel import Kernel
+    from torch.fx import Node
+
+    from codegen.triton.kernel import Kernel, Layout
     from codegen.triton.planning import Planned
     from rewrite.target import Target
 
@@ -75,8 +77,7 @@ def current(on: torch.device) -> AbstractContextManager[Any]:
 
 def described(kernel: Kernel) -> str:
     """A region's operators, sizes, strides, dtypes and results, as text: equal where the times are."""
-    operands = [(tuple(value(node).shape), value(node).stride(), str(value(node).dtype)) for node in kernel.operands]
-    return f"kernel {reference(kernel).code} of {operands} gives {kernel.results}"
+    return f"kernel {reference(kernel).code} of {kernel.reads} gives {kernel.results}"
 
 
 def _contenders(named: dict[str, Kernel], on: torch.device) -> dict[str, Callable[[], Any]]:
@@ -85,35 +86,58 @@ def _contenders(named: dict[str, Kernel], on: torch.device) -> dict[str, Callabl
     What cannot run is as fast as the operators, which run in its place.
     """
     first = next(iter(named.values()))
-    operands = {node: drawn(value(node), on) for node in first.operands}
-    own = set(first.region.main.roles.values())
-    # libraries read kernels of convolutions as models have them
-    plain = [x.contiguous() if node in own else x for node, x in operands.items()]
-    with compiling():
-        compiled = compat.inductor_compile(reference(first), plain, {})
-    calls = {_ALTERNATIVE: captured(lambda: compiled(*plain))}
+    operands = {node: drawn(like, on) for node, like in zip(first.operands, first.reads, strict=True)}
+    calls = {_ALTERNATIVE: captured(_compiled(first, operands))}
     for name, kernel in named.items():
         order = [operands[node] for node in kernel.operands]
         try:
             launch = Launch(kernel.launchable, _refused)
             launch(order)
-            calls[name] = captured(functools.partial(launch, order))
+            calls[name] = captured(functools.partial(_launched, launch, order, kernel))
         except Exception as error:  # Triton, LLVM and ptxas fail in ways of their own
             emit("kernel-failed", f"{name} cannot run: {error}", kernel=name)
             calls[name] = calls[_ALTERNATIVE]
     return calls
 
 
+def _compiled(kernel: Kernel, operands: Mapping[Node, Tensor]) -> Callable[[], Any]:
+    """A region's operators as Inductor compiles them, with what is constant in the program as it lies there."""
+    module = reference(kernel)
+    given: list[Tensor] = []
+    for node, place in zip(kernel.operands, module.graph.find_nodes(op="placeholder"), strict=True):
+        like = value(node)
+        x = operands[node].as_strided(like.shape, like.stride()) if node in kernel.layouts else operands[node]
+        if node.op != "get_attr":
+            given.append(x)
+            continue
+        module.register_buffer(f"constant_{place.name}", x)
+        with module.graph.inserting_before(place):
+            place.replace_all_uses_with(module.graph.get_attr(f"constant_{place.name}"))
+        module.graph.erase_node(place)
+    module.recompile()
+    with compiling():
+        compiled = compat.inductor_compile(module, given, {"freezing": True})
+    return lambda: compiled(*given)
+
+
+def _launched(launch: Launch, operands: Sequence[Tensor], kernel: Kernel) -> None:
+    """Run a kernel, and add the parts of its sums as the program does."""
+    found = launch(operands)
+    for node, made in zip(kernel.region.outputs, found, strict=True):
+        if node in kernel.region.totals:
+            made.sum(1)
+
+
 def _refused(operands: Sequence[Tensor]) -> Sequence[Tensor]:
     raise RuntimeError("it does not compile")
 
 
-def drawn(like: Tensor, on: torch.device) -> Tensor:
-    """Random values with the sizes, strides and dtype of a recorded tensor."""
+def drawn(like: Layout, on: torch.device) -> Tensor:
+    """Random values in memory like a tensor's."""
     generator = torch.Generator("cpu").manual_seed(0)
-    made = torch.empty_strided(tuple(like.shape), like.stride(), dtype=like.dtype, device=on)
+    made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=on)
     if like.dtype.is_floating_point:
-        return made.copy_(torch.rand(tuple(like.shape), generator=generator) * 0.1 + 0.05)
+        return made.copy_(torch.rand(like.shape, generator=generator) * 0.1 + 0.05)
     return made.zero_()
 
 

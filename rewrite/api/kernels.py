@@ -48,7 +48,6 @@ def kernel_plan(
         CaptureError: as :func:`optimize`.
     """
     from codegen.triton.device import DEVICES
-    from codegen.triton.packing import pack
     from codegen.triton.planning import planned
 
     if device not in DEVICES:
@@ -70,7 +69,6 @@ def kernel_plan(
         if batch is None:
             raise
         raise InputError(f"batch={batch} does not fit the model: {error}; leave it out") from error
-    pack(module)
     return planned(module.graph, DEVICES[device], elementwise=settings.get("numerics") == "elementwise")
 
 

@@ -208,7 +208,9 @@ def test_a_broken_kernel_warns_once_and_the_reference_runs() -> None:
         return [torch.zeros(1)]
 
     launch = Launch(dataclasses.replace(kernel.launchable, source=source), reference)
-    operands = [torch.randn(node.meta["val"].shape, device=DEVICE, dtype=torch.bfloat16) for node in kernel.operands]
+    operands = [
+        torch.empty_strided(each.shape, each.stride, device=DEVICE, dtype=each.dtype).normal_() for each in kernel.reads
+    ]
     with pytest.warns(RuntimeWarning, match=INSTEAD) as told:
         launch(operands)
     assert len([each for each in told if INSTEAD in str(each.message)]) == 1

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from codegen.triton.depthwise.emitting import Schedule, coordinates, emitted
-from codegen.triton.depthwise.mixer import Mixer, mixers, why_not
+from codegen.triton.depthwise.mixer import Branch, Mixer, mixers, why_not
 from codegen.triton.depthwise.schedules import schedules
-from codegen.triton.depthwise.work import branch_work, dtype_of, fused, library
+from codegen.triton.depthwise.work import RegionWork, dtype_of, library
 from codegen.triton.emission import image_axes
 from codegen.triton.family import Candidate
 from codegen.triton.region import STORED, regions
 from rewrite.ops import Convolution, value, view_as
 
 if TYPE_CHECKING:
+    import torch
     from torch.fx import Graph, Node
 
     from codegen.triton.device import Device, Work
@@ -53,15 +54,17 @@ class Depthwise:
     def candidates(self, region: Region, device: Device, elementwise: bool = False) -> Sequence[Candidate]:
         """Each branch with the schedule that is fastest for it, for each number of warps, and with others in turn."""
         found: dict[tuple[Schedule, ...], Work] = {}
-        kind = dtype_of(region)
+        mixer, kind, work = region.main, dtype_of(region), RegionWork(region)
+        assert isinstance(mixer, Mixer)
         for warps in _WARPS:
-            branches = schedules(region, warps, device, elementwise)
-            ranked = [self._ranked(region, i, each, device) for i, each in enumerate(branches)]
+            choices = schedules(region, warps, device, elementwise)
+            pairs = zip(mixer.branches, choices, strict=True)
+            ranked = [self._ranked(work, branch, each, device, kind) for branch, each in pairs]
             if not all(ranked):
                 continue
             for rank in range(_KEPT):
                 chosen = tuple(each[min(rank, len(each) - 1)] for each in ranked)
-                found.setdefault(chosen, fused(region, chosen))
+                found.setdefault(chosen, work.fused(chosen))
         best = sorted(found, key=lambda each: device.order(found[each], kind))[:_KEPT]
         return [
             Candidate(found[each], tuple(map(str, each)), functools.partial(emitted, region, each)) for each in best
@@ -73,15 +76,10 @@ class Depthwise:
         return library(main)
 
     @staticmethod
-    def _ranked(region: Region, branch: int, choices: Sequence[Schedule], device: Device) -> list[Schedule]:
-        mixer = region.main
-        assert isinstance(mixer, Mixer)
-        kind = dtype_of(region)
-
-        def order(schedule: Schedule) -> tuple[float, float]:
-            return device.order(branch_work(region, mixer.branches[branch], schedule), kind)
-
-        return sorted(choices, key=order)[:_KEPT]
+    def _ranked(
+        work: RegionWork, branch: Branch, choices: Sequence[Schedule], device: Device, kind: torch.dtype
+    ) -> list[Schedule]:
+        return sorted(choices, key=lambda each: device.order(work.branch(branch, each), kind))[:_KEPT]
 
 
 def _unfit(mixer: Mixer) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from codegen.triton.depthwise.mixer import Mixer
 from codegen.triton.emission import Arguments, Chain, Ending, image_axes
 from codegen.triton.pointwise import computing
 from codegen.triton.tile import Spread, Tile
@@ -89,8 +90,10 @@ class BranchCode:
     @property
     def weight_strides(self) -> tuple[int, int, int]:
         """From channel to channel, row to row and column to column."""
-        assert self.branch.weight is not None
-        strides = value(self.branch.weight).stride()
+        mixer, weight = self.arguments.region.main, self.branch.weight
+        assert isinstance(mixer, Mixer)
+        assert weight is not None
+        strides = mixer.layouts.get(weight) or value(weight).stride()
         return strides[0], strides[2] if len(strides) == 4 else 0, strides[-1]
 
     def load(self, write: Writer, tile: Tile, at: Mapping[str, Spread], wide: bool = True) -> str:

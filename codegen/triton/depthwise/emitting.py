@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from codegen.triton import emission
 from codegen.triton.depthwise.banded import Banded, BandedCode
 from codegen.triton.depthwise.branch import BranchCode
 from codegen.triton.depthwise.copying import Copying, CopyingCode
 from codegen.triton.depthwise.mixer import Branch, Mixer, planes
 from codegen.triton.depthwise.streaming import Streaming, StreamingCode
 from codegen.triton.depthwise.toeplitz import Toeplitz, ToeplitzCode
-from codegen.triton.emission import Arguments, wrapped
-from codegen.triton.kernel import Kernel, partial_sums, result_of
-from codegen.triton.pointwise import HELPERS
+from codegen.triton.emission import Arguments
+from codegen.triton.kernel import Kernel, layout_of, partial_sums
 from codegen.triton.source import Source
 from codegen.triton.writer import Writer
 from rewrite.ops import value
@@ -65,11 +65,12 @@ def emitted(region: Region, schedules: Sequence[Schedule]) -> Kernel:
     warps, stages = (max(getattr(each, name) for each in schedules) for name in ("warps", "stages"))
     source = Source(text, function, signature, dict(arguments.constants), warps, stages)
     slots = codes[0].slots() if isinstance(codes[0], StreamingCode) else 0
-    results = [partial_sums(region.sizes, slots) if node in region.totals else result_of(node)
+    results = [partial_sums(region.sizes, slots) if node in region.totals else layout_of(node)
                for node in arguments.outputs]  # fmt: skip
     programs = " + ".join(code.programs() for code in codes)
     operands = tuple(arguments.names)
-    return Kernel(region, source, operands, tuple(results), programs, tuple(map(str, schedules)))
+    layouts = mixer.layouts
+    return Kernel(region, source, operands, tuple(results), programs, tuple(map(str, schedules)), layouts)
 
 
 def _name(mixer: Mixer) -> str:
@@ -92,29 +93,21 @@ def _module(
     arguments: Arguments, function: str, signature: list[str], codes: Sequence[Code], bodies: Sequence[list[str]]
 ) -> str:
     """The text of the module: helpers, a function for each branch where there are several, and the kernel."""
-    region = arguments.region
-    parts = ["import triton", "import triton.language as tl"]
-    for name in arguments.helpers:
-        parts += ["", "", HELPERS[name].strip()]
-    if len(codes) == 1:
-        body = ["program = tl.program_id(0)", *bodies[0]]
-    else:
+    constants, functions = arguments.constants, []
+    body = bodies[0]
+    if len(codes) > 1:
         calls = []
         for number, (code, lines) in enumerate(zip(codes, bodies, strict=True)):
-            used = [name for name in (*signature, *arguments.constants) if _uses(lines, name)]
+            given, fixed = ([each for each in names if _uses(lines, each)] for names in (signature, constants))
             name = f"branch{number}_{_kernel(code.code.branch)}"
-            calls.append(f"{name}(program, {', '.join(used)})")
-            typed = [f"{each}: tl.constexpr" if each in arguments.constants else each for each in used]
-            parts += _function(name, ["program", *typed], f"{code.code.branch.channels} channels.", lines)
-        body = ["program = tl.program_id(0)", *_dispatch(codes, calls)]
-    constants = [f"{name}: tl.constexpr" for name in arguments.constants]
-    parts += _function(function, [*signature, *constants], _doc(region), body)
-    return "\n".join(parts) + "\n"
-
-
-def _function(name: str, arguments: Sequence[str], doc: str, lines: Sequence[str]) -> list[str]:
-    body = [f"    {line}" if line else "" for line in lines]
-    return ["", "", "@triton.jit", *wrapped(f"def {name}(", arguments, "):"), f'    """{doc}"""', *body]
+            calls.append(f"{name}({', '.join(['program', *given, *fixed])})")
+            functions.append(
+                emission.function(name, ["program", *given], fixed, f"{code.code.branch.channels} channels.", lines)
+            )
+        body = _dispatch(codes, calls)
+    body = ["program = tl.program_id(0)", *body]
+    functions.append(emission.function(function, signature, constants, _doc(arguments.region), body))
+    return emission.module(arguments, functions)
 
 
 def _uses(lines: Sequence[str], name: str) -> bool:

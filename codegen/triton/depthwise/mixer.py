@@ -6,7 +6,8 @@ MixNet and InceptionNeXt; channels may also pass unchanged. One-dimensional conv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,23 @@ class Mixer:
             found.update({name + ending: node for name, node in given.items() if node is not None})
         return found
 
+    @property
+    def layouts(self) -> dict[Node, tuple[int, ...]]:
+        """Strides of constant weights that stand the channels of a tap side by side, where those of the input are."""
+        weights = [branch.weight for branch in self.branches if branch.weight is not None]
+        beside = value(self.input).stride()[1] == 1
+        return {weight: by_tap(value(weight).shape) for weight in weights if beside and weight.op == "get_attr"}
+
     def __str__(self) -> str:
         kinds = [f"{b.channels} unchanged" if b.weight is None else f"{b.channels} {b.window}" for b in self.branches]
         return f"depthwise [{', '.join(kinds)}]"
+
+
+def by_tap(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of ``[C, 1, *kernel]`` that lies in memory as ``[*kernel, C]``."""
+    channels, _, *kernel = (int(size) for size in shape)
+    steps = [channels * math.prod(kernel[dim + 1 :]) for dim in range(len(kernel))]
+    return (1, channels * math.prod(kernel), *steps)
 
 
 def planes(shape: Collection[int]) -> tuple[int, int, int, int]:

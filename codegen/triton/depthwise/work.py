@@ -27,38 +27,46 @@ _LINE = 128
 _WARP = 32
 
 
-def fused(region: Region, schedules: Sequence[Schedule]) -> Work:
-    """What one kernel for all of a region does."""
-    mixer = region.main
-    assert isinstance(mixer, Mixer)
-    moved = Work(bytes=size(region.operands) + size(region.outputs))
-    return total([moved, *(branch_work(region, branch, each)
-                           for branch, each in zip(mixer.branches, schedules, strict=True))])  # fmt: skip
+class RegionWork:
+    """What kernels for one region do.
 
+    Args:
+        region: around a :class:`Mixer`.
+    """
 
-def branch_work(region: Region, branch: Branch, schedule: Schedule) -> Work:
-    """What the programs of one branch do beside moving bytes through memory."""
-    mixer = region.main
-    assert isinstance(mixer, Mixer)
-    read, made = coordinates(mixer)
-    made = {**made, "c": branch.channels}
-    width = value(mixer.input).element_size()
-    before = total(instructions(node) for node in region.prologue)
-    behind = total(instructions(node) for node in region.epilogue)
-    extras = sum(value(node).numel() * value(node).element_size() for node in (*region.extras, *region.outputs))
-    share = branch.channels / region.sizes["c"]
-    ending = Work(lines=extras * share / _LINE)
-    match schedule:
-        case Streaming():
-            return ending + _streamed(branch, schedule, made, width, before, behind, max(len(region.inputs), 1))
-        case Banded():
-            return ending + _banded(branch, schedule, made, read, width, before, behind)
-        case Toeplitz():
-            return ending + _multiplied(branch, schedule, made, read, width, before, behind)
-        case Copying():
-            elements = math.prod(made.values())
-            lines = elements * width / _LINE
-            return ending + Work(lines=lines) + times(before + behind, elements)
+    def __init__(self, region: Region):
+        mixer = region.main
+        assert isinstance(mixer, Mixer)
+        self._region, self._mixer = region, mixer
+        self._read, self._made = coordinates(mixer)
+        self._moved = Work(bytes=size(region.operands) + size(region.outputs))
+        self._before = total(instructions(node) for node in region.prologue)
+        self._behind = total(instructions(node) for node in region.epilogue)
+        self._stored = size(region.extras) + size(region.outputs)
+
+    def fused(self, schedules: Sequence[Schedule]) -> Work:
+        """What one kernel for all of the region does, with a schedule for each branch."""
+        branches = zip(self._mixer.branches, schedules, strict=True)
+        return total([self._moved, *(self.branch(branch, schedule) for branch, schedule in branches)])
+
+    def branch(self, branch: Branch, schedule: Schedule) -> Work:
+        """What the programs of one branch do beside moving bytes through memory."""
+        read, made = self._read, {**self._made, "c": branch.channels}
+        width = value(self._mixer.input).element_size()
+        before, behind = self._before, self._behind
+        share = branch.channels / self._region.sizes["c"]
+        ending = Work(lines=self._stored * share / _LINE)
+        match schedule:
+            case Streaming():
+                inputs = max(len(self._region.inputs), 1)
+                return ending + _streamed(branch, schedule, made, width, before, behind, inputs)
+            case Banded():
+                return ending + _banded(branch, schedule, made, read, width, before, behind)
+            case Toeplitz():
+                return ending + _multiplied(branch, schedule, made, read, width, before, behind)
+            case Copying():
+                elements = math.prod(made.values())
+                return ending + Work(lines=elements * width / _LINE) + times(before + behind, elements)
 
 
 def _streamed(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from codegen.triton.depthwise import Depthwise
 from codegen.triton.device import DEVICES, Device
-from codegen.triton.packing import pack
 from codegen.triton.region import Region
 from codegen.triton.source import Source
 from codegen.triton.tuning import CANDIDATES
@@ -95,7 +94,6 @@ class Configuration:
         with compat.FakeTensorMode(allow_non_fake_inputs=True):
             examples = self._inputs(BATCH)
         record(module, examples)
-        pack(module)
         family = Depthwise()
         found = list(family.regions(next(family.mains(module.graph))))
         return max((region for region in found if family.candidates(region, DEVICES["H200"])),

@@ -31,7 +31,6 @@ from codegen.triton.depthwise.toeplitz import Toeplitz
 from codegen.triton.emission import Arguments
 from codegen.triton.kernel import Kernel
 from codegen.triton.launching import interpreted, interprets
-from codegen.triton.packing import pack
 from codegen.triton.region import Region
 from rewrite.lowering import flat_module, record, weight_order
 from rewrite.trace import capture
@@ -86,7 +85,6 @@ def module_of(model: nn.Module, *inputs: Tensor) -> GraphModule:
     weights = {name: graph.weights[name].detach() for name in weight_order(graph)}
     module = flat_module(graph, (), weights)
     record(module, inputs)
-    pack(module)
     return module
 
 

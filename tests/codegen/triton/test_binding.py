@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from codegen.triton.device import REFERENCE
 from codegen.triton.launching import interpreted
 from codegen.triton.planning import planned
 from rewrite import kernel_plan
-from tests.codegen.triton.kernels import module_of
+from tests.codegen.triton.kernels import last, module_of
 
 
 class Chain(nn.Module):
@@ -32,7 +33,7 @@ class Chain(nn.Module):
 def test_a_kernel_reads_what_another_one_gives() -> None:
     model, x = Chain().eval(), torch.randn(2, 6, 9, 7)
     module = module_of(model, x)
-    plan = planned(module.graph, REFERENCE)
+    plan = planned(module.graph, replace(REFERENCE, copy=1e9))  # where such small ones are worth it
     kernels = [each.candidates[0].emit() for each in plan.regions]
     assert len(kernels) == 2
     bind(module, kernels, interpreted, "CPU")
@@ -95,3 +96,32 @@ def test_operators_hold_no_weights() -> None:
     del module, plan, model
     gc.collect()
     assert [ref() for ref in held] == [None] * len(held)
+
+
+class Shared(nn.Module):
+    """A kernel of a convolution that is also read as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(self.conv(x)), self.conv.weight * x.mean()
+
+
+def test_weights_lie_as_kernels_read_them_for_kernels_alone() -> None:
+    model, x = Shared().eval(), last(torch.randn(2, 6, 9, 7))
+    module = module_of(model, x)
+    before = module.code
+    plan = planned(module.graph, REFERENCE)
+    assert module.code == before
+    (kernel,) = (each.candidates[0].emit() for each in plan.regions)
+    assert [each.stride for each in kernel.reads[1:]] == [(1, 54, 18, 6), (1,)]
+    bind(module, [kernel], interpreted, "CPU")
+    (call,) = (node for node in module.graph.nodes if "torch_rewrite" in str(node.target))
+    read = [getattr(module, str(node.target)) for node in call.args[1:2]]
+    assert read[0].stride() == (1, 54, 18, 6)
+    with torch.no_grad():
+        for found, wanted in zip(module(x), model(x), strict=True):
+            torch.testing.assert_close(found, wanted)
+            assert found.stride() == wanted.stride()

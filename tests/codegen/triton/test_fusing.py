@@ -240,19 +240,28 @@ def test_one_kernel_that_does_not_run_leaves_the_others(monkeypatch: pytest.Monk
     kernels = [emitted(region, (Streaming(columns, 4, 3, False),)) for columns in (2, 4)]
     named = {kernel.operator: kernel for kernel in kernels}
     broken = kernels[0].operator
+    ran: list[Any] = []
 
     def launch(kernel: Any, reference: Any) -> Any:
         if kernel is kernels[0].launchable:
             raise RuntimeError("ptxas failed")
-        return lambda operands: "ran"
+        return lambda operands: ran.append(operands) or [torch.zeros(1)]
+
+    def compiled(module: GraphModule, inputs: Sequence[Tensor], options: Any) -> Any:
+        assert [tuple(x.shape) for x in inputs] == [(1, 4, 5, 5)]  # weights are constants, as in the program
+        assert options == {"freezing": True}
+        return module
 
     monkeypatch.setattr(tuning, "Launch", launch)
     monkeypatch.setattr(tuning, "captured", lambda call: call)
-    monkeypatch.setattr(tuning.compat, "inductor_compile", lambda module, inputs, options: module)
+    monkeypatch.setattr(tuning.compat, "inductor_compile", compiled)
     calls = tuning._contenders(named, torch.device("cpu"))
     assert set(calls) == {*named, tuning._ALTERNATIVE}
     assert calls[broken] is calls[tuning._ALTERNATIVE]
-    assert calls[kernels[1].operator]() == "ran"
+    ran.clear()
+    calls[kernels[1].operator]()
+    assert len(ran) == 1
+    assert [tuple(y.shape) for y in calls[broken]()] == [(1, 4, 3, 3)]
 
 
 def test_bounds_and_their_names() -> None:

@@ -80,11 +80,7 @@ def kernel_of(name: str) -> Kernel:
 
 def operands_of(kernel: Kernel) -> list[Tensor]:
     """Random operands with the strides that the kernel is for."""
-    found = []
-    for node in kernel.operands:
-        like = node.meta["val"]
-        found.append(torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).normal_())
-    return found
+    return [torch.empty_strided(like.shape, like.stride, dtype=like.dtype).normal_() for like in kernel.reads]
 
 
 def listed(found: Tensor | Sequence[Tensor]) -> list[Tensor]:
