@@ -33,6 +33,10 @@ Choices, which are better here and worse there, so that they are made only where
 - :mod:`passes.split_support`: a depthwise convolution as the mixer of an InceptionNeXt
 - :mod:`passes.merge_support`: such a mixer as one depthwise convolution
 
+Approximations, which change the function, so that they need data and a budget (:func:`rewrite.approximate`):
+
+- :mod:`passes.inception`: depthwise convolutions as inception mixers
+
 Shared between them are :mod:`passes.affine`, a batch norm as an affine map, :mod:`passes.layout`, channels through
 permutations and reshapes, :mod:`passes.obstruction`, what stands between a layer and what would be folded into it,
 :mod:`passes.memory`, what a caller sees of strides and storage, :mod:`passes.strided`, what it costs to read a piece of
@@ -54,6 +58,7 @@ from passes.filter_basis import FilterBasis
 from passes.fold_affine import FoldAffine, FoldBatchNorm, FoldLayerScale
 from passes.fold_constants import FoldConstants
 from passes.hoist_pooling import HoistPooling, HoistSharedPooling
+from passes.inception import Inception
 from passes.merge_linear import MergeLinear
 from passes.merge_low_rank import MergeLowRank
 from passes.merge_selection import MergeSelection
@@ -73,6 +78,7 @@ from passes.space_to_batch import SpaceToBatch
 from passes.split_support import SplitSupport
 from passes.trim_kernel import TrimKernel
 from passes.winograd_convolution import WinogradConvolution
+from rewrite.approximation.contract import Approximation
 from rewrite.pipeline import Pipeline, Registry, Step
 
 STEPS: tuple[type[Step], ...] = (
@@ -87,13 +93,24 @@ STEPS: tuple[type[Step], ...] = (
 """Every step that pipelines can name."""
 
 
+APPROXIMATIONS: tuple[type[Approximation], ...] = (Inception,)
+"""Every rule that :func:`rewrite.approximate` can name."""
+
+
+def approximations() -> Registry:
+    """The approximations of this package and of installed plug-ins, by name."""
+    plugins = Registry(()).with_plugins().steps.values()
+    return Registry((*APPROXIMATIONS, *(step for step in plugins if issubclass(step, Approximation))))
+
+
 def registry(default: Pipeline | None = None) -> Registry:
     """The steps of this package and of installed plug-ins, by name.
 
     Args:
         default: what the name ``default`` stands for in the text of a pipeline; by default :func:`default_pipeline`.
     """
-    return Registry(STEPS, default_pipeline() if default is None else default).with_plugins()
+    known = Registry(STEPS, default_pipeline() if default is None else default).with_plugins()
+    return Registry((step for step in known.steps.values() if not issubclass(step, Approximation)), known.default)
 
 
 def default_pipeline() -> Pipeline:

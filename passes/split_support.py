@@ -75,7 +75,7 @@ class SplitSupport(Rule):
         """One match or miss for each depthwise convolution of two dimensions whose channels use fewer taps."""
         for node in dirty:
             conv = view_as(node, Convolution)
-            if conv is None or conv.transposed or conv.dims != 2 or not _is_depthwise(conv):
+            if conv is None or conv.transposed or conv.dims != 2 or not is_depthwise(conv):
                 continue
             if not graph.is_constant(conv.weight) or not (graph.value(conv.weight) == 0).any():
                 continue
@@ -128,11 +128,12 @@ class SplitSupport(Rule):
         return y
 
 
-def _is_depthwise(conv: Convolution) -> bool:
+def is_depthwise(conv: Convolution) -> bool:
+    """Whether each of several channels has a kernel of its own."""
     return conv.groups == conv.in_channels == conv.out_channels > 1
 
 
-def _centre(conv: Convolution) -> tuple[int, ...]:
+def centre(conv: Convolution) -> tuple[int, ...]:
     """The tap that reads straight ahead, also behind a padding of its own; the middle one where there is none."""
     pad = view_as(conv.input, Pad)
     before = [(0, 0)] * conv.dims if pad is None else [*[(0, 0)] * conv.dims, *pad.amounts][-conv.dims :]
@@ -145,7 +146,7 @@ def _centre(conv: Convolution) -> tuple[int, ...]:
 
 def _supports(conv: Convolution, square: int) -> list[Tensor]:
     """Masks ``[*kernel]`` of the centre, the row, column and square around it, and of all taps."""
-    rows, columns = ((torch.arange(n) - place).abs() for n, place in zip(conv.kernel, _centre(conv), strict=True))
+    rows, columns = ((torch.arange(n) - place).abs() for n, place in zip(conv.kernel, centre(conv), strict=True))
     row, column = (rows == 0)[:, None], (columns == 0)[None, :]
     near = (rows <= square // 2)[:, None] & (columns <= square // 2)[None, :]
     masks = row & column, row, column, near, torch.tensor(True)
@@ -155,13 +156,13 @@ def _supports(conv: Convolution, square: int) -> list[Tensor]:
 def _passing(conv: Convolution, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Which channels pass through as they are."""
     one = torch.zeros(conv.kernel, dtype=weight.dtype)
-    if _keeps_position(conv):
+    if keeps_position(conv):
         one[tuple(low // step for (low, _), step in zip(conv.padding, conv.dilation, strict=True))] = 1
     same = (weight[:, 0] == one).flatten(1).all(1) & one.any()
     return same if bias is None else same & (bias == 0)
 
 
-def _keeps_position(conv: Convolution) -> bool:
+def keeps_position(conv: Convolution) -> bool:
     """Whether there is an output for each position of the input, and a tap that reads there."""
     axes = axes_of(conv)
     whole = all(axis.low + axis.high == axis.step * (axis.count - 1) for axis in axes)

@@ -126,10 +126,26 @@ def convolve_part(
         cuts: what is left out.
         x, weight, bias, groups: of the new one.
     """
-    padding = []
     for d, (axis, cut) in enumerate(zip(axes, cuts, strict=True), start=2):
         if any(cut):
             weight = g(aten.slice.Tensor, weight, d, cut[0], axis.count - cut[1])
+    return convolve_cut(g, conv, axes, cuts, x=x, weight=weight, bias=bias, groups=groups)
+
+
+def convolve_cut(
+    g: Builder,
+    conv: Convolution,
+    axes: Sequence[Axis],
+    cuts: Sequence[Cut],
+    *,
+    x: Node,
+    weight: Node,
+    bias: Node | None,
+    groups: int,
+) -> Node:
+    """As :func:`convolve_part`, with a ``weight`` that has no more taps than are left."""
+    padding = []
+    for d, (axis, cut) in enumerate(zip(axes, cuts, strict=True), start=2):
         low, high = axis.without(cut)
         if low < 0 or high < 0:
             x = g(aten.slice.Tensor, x, d, max(0, -low), high if high < 0 else None)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import Bisection, bisect, explain, kernel_plan, load, offers, optimize, transform
+    from rewrite.api import Bisection, approximate, bisect, explain, kernel_plan, load, offers, optimize, transform
     from rewrite.errors import (
         ArtifactError,
         BisectionError,
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 _HOMES = {
-    "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
+    "approximate": "rewrite.api", "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api",
+    "Bisection": "rewrite.api",
     "explain": "rewrite.api", "kernel_plan": "rewrite.api", "load": "rewrite.api", "offers": "rewrite.api",
     "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "BisectionError": "rewrite.errors",
     "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
@@ -57,7 +58,7 @@ _HOMES = {
 __all__ = [
     "ArtifactError", "Bisection", "BisectionError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match",
     "Miss", "Pass", "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
-    "VerificationError", "__version__", "bisect", "explain", "kernel_plan", "load", "offers",
+    "VerificationError", "__version__", "approximate", "bisect", "explain", "kernel_plan", "load", "offers",
     "optimize", "transform",
 ]  # fmt: skip
 

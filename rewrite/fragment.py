@@ -6,18 +6,20 @@ before the graph is touched.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from rewrite import evaluate
 from rewrite.errors import RuleError
 from rewrite.graph import Graph, fake_call, is_mutating
+from rewrite.names import clashes
 from rewrite.printer import fingerprint
-from rewrite.provenance import KEY, Origin
+from rewrite.provenance import KEY, Origin, module_path
 from rewrite.weights import Evaluator, is_algebra, own
 
 if TYPE_CHECKING:
@@ -203,6 +205,26 @@ class Builder:
         self.fragment.constants[name] = value
         self.fragment.folds[name] = node
         return folded
+
+    def bring(self, role: str, tensor: Tensor) -> Node:
+        """A new weight of its own, as approximations fit it; nothing that is there computes it.
+
+        Args:
+            role: what it is, at the end of its name, which begins with the path of the match's module.
+            tensor: its value; copied. A parameter where it has a floating-point dtype.
+        """
+        base = module_path(self._match.anchor) or self._match.anchor.name
+        known = {*self.graph.weights, *self.fragment.constants}
+        places = itertools.chain((base, self._match.anchor.name), (f"{base}_{i}" for i in itertools.count(1)))
+        name = next(f"{place}.{role}" for place in places if not clashes(f"{place}.{role}", known))
+        copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+        value = nn.Parameter(copied) if copied.is_floating_point() else copied
+        brought = self.fragment.fx.create_node("get_attr", name)
+        brought.meta.update(self._inherited())
+        brought.meta["val"] = self.graph.fake_mode.from_tensor(value.detach(), static_shapes=True)
+        self._constant[brought] = True
+        self.fragment.constants[name] = value
+        return brought
 
     def finish(self, result: Node | Sequence[Node]) -> Fragment:
         """The finished fragment with the results that the rule returned, checked against the match's outputs."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import codegen
 import codegen.native
 import passes
 from passes.fold_constants import FoldConstants
+from rewrite.approximation import Approximation
 from rewrite.cache import default_cache
 from rewrite.errors import InputError, PipelineError, PlanError
 from rewrite.names import nearest
@@ -44,16 +46,51 @@ def pipeline_of(given: Any, default: Pipeline | None = None) -> Pipeline:
     if given is None:
         return passes.default_pipeline() if default is None else default
     if isinstance(given, str):
-        return passes.registry(default).parse(given)
+        return _parsed(given, default)
     if isinstance(given, Pipeline):
-        return given
+        return _without_approximations(given)
     parts = (given,) if isinstance(given, (Pass, Rule)) else given
     try:
         parts = tuple(parts)
     except TypeError:
         raise PipelineError(f"{given!r} is not a pipeline; pass its text, a Pipeline, passes or rules") from None
     several = [pipeline_of(part, default) if isinstance(part, (str, Pipeline)) else (part,) for part in parts]
-    return Pipeline(tuple(step for steps in several for step in steps))
+    return _without_approximations(Pipeline(tuple(step for steps in several for step in steps)))
+
+
+def _parsed(text: str, default: Pipeline | None) -> Pipeline:
+    """The pipeline of a text.
+
+    Raises:
+        PipelineError: an unknown pass or option, or an approximation.
+    """
+    try:
+        return passes.registry(default).parse(text)
+    except PipelineError:
+        for name in passes.approximations().steps:
+            if re.search(rf"(^|,)\s*{re.escape(name)}\s*(\{{|,|$)", text):
+                raise _needs_data(name) from None
+        raise
+
+
+def _without_approximations(pipeline: Pipeline) -> Pipeline:
+    """The pipeline.
+
+    Raises:
+        PipelineError: it has an approximation.
+    """
+    for step in pipeline:
+        for rule in rules_of(step):
+            if isinstance(rule, Approximation):
+                raise _needs_data(rule.name)
+    return pipeline
+
+
+def _needs_data(name: str) -> PipelineError:
+    return PipelineError(
+        f"'{name}' changes the function and has to be fitted to data; use rewrite.approximate(model, batches, "
+        f"'{name}', max_error=...), and optimize what it returns"
+    )
 
 
 def registered_steps() -> list[Step]:

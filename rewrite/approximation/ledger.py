@@ -1,0 +1,150 @@
+"""The ledger of an approximation: for each site what was predicted, what was measured, and what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rewrite.report.text import scaled, table, wrapped
+
+if TYPE_CHECKING:
+    from rewrite.gain import Work
+
+State = Literal["taken", "rolled back", "left", "undone"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One site. Errors are relative: roots of the energy of what is wrong over that of what it is wrong about.
+
+    Attributes:
+        site: the name of its result in the program; what :meth:`ApproximatedModule.undo` takes.
+        rule: what was applied, or would have been.
+        module: the path of the module that it comes from.
+        source: the user's line, as ``file:line``, or ''.
+        option: what was taken, in words; '' where nothing was offered.
+        state: ``"taken"``; ``"rolled back"``: chosen, and taken back once it was measured; ``"left"``: not chosen;
+            ``"undone"``: by the user.
+        predicted: the error of the site's output that the fit predicts.
+        measured: that on the held-out batches, from the original inputs; None where it was not measured.
+        predicted_drift: the error of the program's outputs by this site alone: what is predicted at the site times how
+            much of an error there reaches the outputs, which is measured once for each site.
+        measured_drift: that on the held-out batches; None where it was not measured.
+        drift: the error of the outputs with this site and all that were taken before it in the program.
+        before, after: the work of one sample, time by a nominal roofline.
+        reason: why it was not taken, or ''.
+    """
+
+    site: str
+    rule: str
+    module: str
+    source: str
+    option: str
+    state: State
+    predicted: float
+    measured: float | None
+    predicted_drift: float
+    measured_drift: float | None
+    drift: float | None
+    before: Work
+    after: Work
+    reason: str = ""
+
+    @property
+    def saved(self) -> float:
+        """Seconds of one sample by the nominal roofline."""
+        return self.before.seconds - self.after.seconds
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All sites of an approximation, in the order of the program.
+
+    Attributes:
+        model_name: the class of the model.
+        rules: what was asked for, as text.
+        entries: one for each site.
+        refused: where a rule began to match and did not, as text.
+        drift: the error of the program's outputs with all that was taken, on the held-out batches.
+        before, after: the work of one sample, time by a nominal roofline.
+        parameters: numbers of weights before and after.
+        fitted, held_out: how many batches weights were fitted to and errors were measured on.
+        seconds: how long it took, by phase.
+    """
+
+    model_name: str
+    rules: str
+    entries: tuple[Entry, ...]
+    refused: tuple[str, ...]
+    drift: float
+    before: Work
+    after: Work
+    parameters: tuple[int, int]
+    fitted: int
+    held_out: int
+    seconds: dict[str, float]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def taken(self) -> tuple[Entry, ...]:
+        """The sites that are approximated."""
+        return tuple(entry for entry in self.entries if entry.state == "taken")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{self.model_name}: {len(self.taken)} of {len(self.entries)} sites approximated by {self.rules}"
+        rows: list[tuple[str, ...]] = [
+            ("site", "rule", "option", "error", "predicted", "output", "predicted", "so far", "FLOPs", "bytes")
+        ]
+        rows += [_row(entry) for entry in self.entries if entry.state in ("taken", "undone")]
+        lines = [*wrapped("", head, 2)]
+        lines += ["", *table(rows)] if len(rows) > 1 else []
+        lines += ["", *self._others(), *self._summary()]
+        return "\n".join(lines)
+
+    def _summary(self) -> list[str]:
+        old, new = self.before, self.after
+        lines = wrapped(
+            "output error  ", f"{self.drift:.2g} on {self.held_out} held-out batches ({self.fitted} fitted to)"
+        )
+        for label, a, b, unit in (("FLOPs per sample", old.flops, new.flops, ""), ("bytes", old.bytes, new.bytes, "B"),
+                                  ("parameters", *self.parameters, "")):  # fmt: skip
+            lines += wrapped(f"{label}  ", f"{scaled(a, unit)} -> {scaled(b, unit)} ({_change(a, b)})")
+        lines += wrapped("nominal time  ", f"{_change(old.seconds, new.seconds)}, by a roofline; nothing was timed")
+        spent = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
+        return [*lines, *wrapped("took  ", spent)]
+
+    def _others(self) -> list[str]:
+        lines: list[str] = []
+        for state in ("rolled back", "left"):
+            reasons: dict[str, list[str]] = {}
+            for entry in self.entries:
+                if entry.state == state:
+                    reasons.setdefault(f"{entry.rule}: {entry.reason}", []).append(entry.module)
+            for reason, modules in reasons.items():
+                some = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
+                lines += wrapped(f"{state}  ", f"{reason} ({some})")
+        return lines
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    def said(error: float | None) -> str:
+        return "" if error is None else f"{error:.2g}"
+
+    name = entry.module if entry.state == "taken" else f"{entry.module} (undone)"
+    return (name, entry.rule, entry.option, said(entry.measured), said(entry.predicted), said(entry.measured_drift),
+            said(entry.predicted_drift), said(entry.drift), _change(entry.before.flops, entry.after.flops),
+            _change(entry.before.bytes, entry.after.bytes))  # fmt: skip
+
+
+def _change(old: float, new: float) -> str:
+    return f"{100 * (new - old) / old:+.0f} %" if old else ""

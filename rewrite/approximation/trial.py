@@ -1,0 +1,157 @@
+"""A program on data, watched at its sites, and with replacements in the place of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from rewrite import evaluate
+
+if TYPE_CHECKING:
+    from rewrite.fragment import Fragment
+    from rewrite.graph import Graph
+    from rewrite.rule import Match
+
+Observer = Callable[[Mapping[Node, Any]], None]
+"""Called with the values that it asked for, once in each run."""
+
+
+@dataclass(eq=False)
+class Swap:
+    """A replacement that is tried.
+
+    Attributes:
+        match: what it stands for.
+        fragment: what is computed instead.
+        wrong: the energy of the difference at the site so far, both sides computed from the same inputs.
+        energy: that of the site's output.
+    """
+
+    match: Match
+    fragment: Fragment
+    wrong: float = 0.0
+    energy: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """The error of the site's output, relative to it."""
+        return relative(self.wrong, self.energy)
+
+
+def relative(wrong: float, energy: float) -> float:
+    """The root of an energy over another; what is wrong about nothing is infinitely wrong."""
+    if wrong == 0.0:
+        return 0.0
+    return (wrong / energy) ** 0.5 if energy > 0 else float("inf")
+
+
+class Trial:
+    """Runs a graph operator by operator, in the dtypes that it has.
+
+    Args:
+        graph: the program; only read.
+    """
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        last: dict[Node, Node] = {}
+        for node in graph.nodes:
+            for operand in node.all_input_nodes:
+                last[operand] = node
+        self._dying: dict[Node, list[Node]] = {}
+        for operand, reader in last.items():
+            self._dying.setdefault(reader, []).append(operand)
+        self._constants: dict[Node, Any] = {}
+
+    def run(
+        self,
+        flat: Sequence[Any],
+        swaps: Sequence[Swap] = (),
+        observers: Sequence[tuple[tuple[Node, ...], Observer]] = (),
+    ) -> list[Any]:
+        """The flat outputs for flat inputs, without gradients.
+
+        Args:
+            flat: of one batch.
+            swaps: what is computed instead of some sites; what that changes at the sites is added to them.
+            observers: nodes, and what is told of their values as soon as the last of them is there.
+        """
+        graph = self._graph
+        due: dict[Node, list[tuple[tuple[Node, ...], Observer]]] = {}
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        kept: set[Node] = set()
+        for nodes, observer in observers:
+            due.setdefault(max(nodes, key=order.__getitem__), []).append((nodes, observer))
+            kept.update(nodes)
+        swapped = {swap.match.outputs[-1]: swap for swap in swaps}
+        kept.update(node for swap in swaps for node in (*swap.match.inputs, *swap.match.outputs))
+        env: dict[Node, Any] = dict(zip(graph.inputs, flat, strict=True))
+        with torch.no_grad():
+            for node in graph.nodes:
+                if node.op == "output":
+                    return list(fx.map_arg(tuple(graph.outputs), env.__getitem__))
+                if node not in env:
+                    env[node] = self._value(node, env)
+                for nodes, observer in due.get(node, ()):
+                    observer({each: env[each] for each in nodes})
+                if node in swapped:
+                    _swap(swapped[node], env)
+                for dead in self._dying.get(node, ()):
+                    if dead not in kept and dead not in self._constants:
+                        env.pop(dead, None)
+        raise AssertionError("a graph has an output")
+
+    def _value(self, node: Node, env: Mapping[Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return self._graph.weights[str(node.target)].detach()
+        if node in self._constants:
+            return self._constants[node]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+        found = evaluate.call(node, args, kwargs)
+        if self._graph.is_constant(node):
+            self._constants[node] = found
+        return found
+
+
+def _swap(swap: Swap, env: dict[Node, Any]) -> None:
+    """Put what a replacement gives in the place of a site's outputs."""
+    found = swap.fragment.evaluate({node: env[node] for node in swap.fragment.inputs})
+    for node, value in zip(swap.match.outputs, found, strict=True):
+        swap.wrong += energy(value - env[node])
+        swap.energy += energy(env[node])
+        env[node] = value
+
+
+def energy(value: Tensor) -> float:
+    """The sum of squares, in float64."""
+    return float(value.detach().double().square().sum())
+
+
+@dataclass
+class Drift:
+    """How far a program's outputs are from those of another one, over batches.
+
+    Attributes:
+        wrong, energy: of each output that holds floating-point numbers.
+    """
+
+    wrong: dict[int, float] = field(default_factory=dict)
+    energy: dict[int, float] = field(default_factory=dict)
+
+    def add(self, found: Sequence[Any], wanted: Sequence[Any]) -> None:
+        """Compare the outputs of one batch."""
+        for i, (mine, theirs) in enumerate(zip(found, wanted, strict=True)):
+            if isinstance(theirs, Tensor) and theirs.is_floating_point():
+                self.wrong[i] = self.wrong.get(i, 0.0) + energy(mine - theirs)
+                self.energy[i] = self.energy.get(i, 0.0) + energy(theirs)
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of an output; infinite where one is NaN."""
+        found = [relative(self.wrong[i], self.energy[i]) for i in self.wrong]
+        return max((error if error == error else float("inf") for error in found), default=0.0)
