@@ -74,7 +74,7 @@ class Patches:
             spectrum = torch.fft.rfft2(sample[0], s=size)
             lags = torch.fft.irfft2(spectrum.abs().square(), s=size)
             found += lags[:, index[0][:, None], index[1][None, :]]
-        count = x.shape[0] * x.shape[2] * x.shape[3]
+        count = x.shape[0] * math.prod(n - r for n, r in zip(x.shape[2:], reach, strict=True))
         total = x.sum((0, 2, 3))[:, None].expand(-1, self.taps).clone()
         return found, total, count
 

@@ -194,7 +194,7 @@ def _entry(turn: Turn, each: Candidate) -> Entry:
 
 def _left(turn: Turn, site: Any) -> Entry:
     """The entry of a site where nothing was chosen: its option of the least error, if it has one."""
-    mine = [each for group in turn.candidates for each in group if each.site is site]
+    mine = [each for each in turn.candidates if each.site is site]
     if not mine:
         reason = site.reason or "every option is over the budget of a site"
         where = site.name, site.rule.name, site.module, site.source

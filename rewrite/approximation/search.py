@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewrite.approximation.budget import Offer, least_error, most_saved
 from rewrite.approximation.calibration import Batches
-from rewrite.approximation.sites import Priced, Site, find_sites, groups, offers_of, replacement
+from rewrite.approximation.sites import Priced, Site, find_sites, replacement
 from rewrite.approximation.student import Taken, built
 from rewrite.approximation.trial import Drift, Swap, Trial
 from rewrite.gain import total
@@ -70,6 +70,10 @@ class Candidate:
             self._fragment = replacement(graph, self.site.match, self.priced.option)
         return Swap(self.site.match, self._fragment)
 
+    def offer(self, scale: float) -> Offer:
+        """What it is for the knapsack, with errors multiplied by a factor."""
+        return Offer(scale * self.expected, self.priced.saved, self.site.first, self.site.last)
+
     @property
     def predicted(self) -> float:
         """The error of the site's output by the fit."""
@@ -87,8 +91,8 @@ class Turn:
 
     Attributes:
         sites: in the order of the program.
-        candidates: for each group of sites those that were chosen from.
-        chosen: one or none of each group.
+        candidates: those that were chosen from, those of a site in the order of their errors.
+        chosen: those of them that were taken.
         dropped: what was chosen and taken back.
         drift: of the outputs with all that was chosen, from the program before the first turn.
         so_far: of the outputs by each chosen site and those before it.
@@ -96,7 +100,7 @@ class Turn:
     """
 
     sites: list[Site]
-    candidates: list[list[Candidate]]
+    candidates: list[Candidate]
     chosen: list[Candidate] = field(default_factory=list)
     dropped: list[Candidate] = field(default_factory=list)
     drift: float = 0.0
@@ -174,8 +178,8 @@ class Search:
         with self._timed("offers"):
             for site in sites:
                 site.price(graph)
-        candidates = [[Candidate(site, priced) for site, priced in offers_of(group)
-                       if priced.option.error <= goal.max_site_error] for group in groups(sites)]  # fmt: skip
+        candidates = [Candidate(site, priced) for site in sites for priced in site.offers
+                      if priced.option.error <= goal.max_site_error]  # fmt: skip
         turn = Turn(sites, candidates, refused=[str(miss) for miss in misses])
         with self._timed("measuring"):
             self._probe(trial, candidates)
@@ -195,12 +199,12 @@ class Search:
         for flat in self._batches.fitting(graph):
             trial.run(flat, observers=observers)
 
-    def _probe(self, trial: _Measured, candidates: Sequence[Sequence[Candidate]]) -> None:
+    def _probe(self, trial: _Measured, candidates: Sequence[Candidate]) -> None:
         """Measure one option of each site alone, and apply to the others what it shows."""
-        sites = list(dict.fromkeys(each.site for group in candidates for each in group))
+        sites = list(dict.fromkeys(each.site for each in candidates))
         for done, site in enumerate(sites, start=1):
-            mine = [each for group in candidates for each in group if each.site is site]
-            probe = mine[len(mine) // 2]  # they stand in the order of their errors
+            mine = [each for each in candidates if each.site is site]
+            probe = mine[len(mine) // 2]
             measured, drift = trial.alone(probe)
             if 0 < measured < math.inf:
                 for each in mine:
@@ -213,11 +217,11 @@ class Search:
         before = self.turns[-1].drift if self.turns else 0.0
         scale, dropped = 1.0, set[Candidate]()
         for _ in range(ROUNDS):
-            sites = [[each for each in group if each not in dropped] for group in turn.candidates]
-            offers = [[Offer(scale * each.expected, each.priced.saved) for each in group] for group in sites]
+            free = [each for each in turn.candidates if each not in dropped]
+            offers = [Offer(scale * each.expected, each.priced.saved, each.site.first, each.site.last) for each in free]
             budget = math.sqrt(max(0.0, goal.max_error**2 - before**2))
             picks = most_saved(offers, budget) if goal.saved is None else least_error(offers, goal.saved)
-            chosen = [group[k] for group, k in zip(sites, picks, strict=True) if k is not None]
+            chosen = [free[k] for k in picks]
             drift, bad = self._together(trial, chosen, goal)
             dropped |= bad
             if not bad and drift <= goal.max_error:
@@ -231,7 +235,8 @@ class Search:
             dropped.add(worst)
             drift, bad = self._together(trial, chosen, goal)
         turn.chosen, turn.drift = chosen, drift
-        turn.dropped = [each for each in dropped if each.site not in {other.site for other in chosen}]
+        taken = {each.site for each in chosen}
+        turn.dropped = list({each.site: each for each in dropped if each.site not in taken}.values())
 
     def _together(self, trial: _Measured, chosen: Sequence[Candidate], goal: Goal) -> tuple[float, set[Candidate]]:
         """The error of the outputs with all of some candidates, and which of these are too far off at their sites."""

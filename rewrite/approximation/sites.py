@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,6 @@ from rewrite.provenance import called, module_path, place
 from rewrite.rule import Match, Miss, admit
 
 if TYPE_CHECKING:
-    from torch.fx import Node
-
     from rewrite.approximation.contract import Approximation, Option, Watch
     from rewrite.graph import Graph
 
@@ -49,6 +47,7 @@ class Site:
         offers: what saves time, the least error first.
         reason: why there is none.
         before: the work of one sample as it is.
+        first, last: the places of its operators in the program.
     """
 
     match: Match
@@ -56,6 +55,8 @@ class Site:
     offers: list[Priced] = field(default_factory=list)
     reason: str = ""
     before: Work = NOTHING
+    first: int = 0
+    last: int = 0
 
     @property
     def rule(self) -> Approximation:
@@ -114,6 +115,7 @@ def find_sites(graph: Graph, rules: Sequence[Approximation], exclude: frozenset[
     """Every site of some rules, in the order of the program, and where they began to match and did not."""
     sites: list[Site] = []
     misses: list[Miss] = []
+    order = {node: i for i, node in enumerate(graph.nodes)}
     for rule in rules:
         for found in rule.find(graph, list(graph.calls())):
             refusal = None if isinstance(found, Miss) else admit(graph, found) or rule.check(found)
@@ -122,33 +124,11 @@ def find_sites(graph: Graph, rules: Sequence[Approximation], exclude: frozenset[
             elif refusal is not None:
                 misses.append(Miss(rule.name, found.anchor, refusal, found.nodes))
             elif not _is_excluded(found, exclude):
-                sites.append(Site(found, rule.watch(graph, found)))
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    return sorted(sites, key=lambda site: order[site.match.anchor]), misses
+                places = [order[node] for node in found.nodes]
+                sites.append(Site(found, rule.watch(graph, found), first=min(places), last=max(places)))
+    return sorted(sites, key=lambda site: site.last), misses
 
 
 def _is_excluded(match: Match, exclude: frozenset[str]) -> bool:
     paths = [module_path(node) for node in match.nodes]
     return any(path == name or path.startswith(f"{name}.") for path in paths for name in exclude)
-
-
-def groups(sites: Iterable[Site]) -> list[list[Site]]:
-    """Sites that share operators together: of each group one option of one site can be taken."""
-    owner: dict[Node, list[Site]] = {}
-    found: list[list[Site]] = []
-    for site in sites:
-        mine = [site]
-        for other in {id(group): group for node in site.match.nodes if (group := owner.get(node))}.values():
-            mine = [*other, *mine]
-            found = [group for group in found if group is not other]
-        found.append(mine)
-        for member in mine:
-            owner.update(dict.fromkeys(member.match.nodes, mine))
-    return found
-
-
-def offers_of(group: Sequence[Site]) -> Iterator[tuple[Site, Priced]]:
-    """All that the sites of a group offer."""
-    for site in group:
-        for priced in site.offers:
-            yield site, priced

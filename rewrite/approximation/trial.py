@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +59,8 @@ class Trial:
 
     def __init__(self, graph: Graph):
         self._graph = graph
-        last: dict[Node, Node] = {}
-        for node in graph.nodes:
-            for operand in node.all_input_nodes:
-                last[operand] = node
-        self._dying: dict[Node, list[Node]] = {}
-        for operand, reader in last.items():
-            self._dying.setdefault(reader, []).append(operand)
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+        self._last = {operand: node for node in graph.nodes for operand in node.all_input_nodes}
         self._constants: dict[Node, Any] = {}
 
     def run(
@@ -81,15 +76,18 @@ class Trial:
             swaps: what is computed instead of some sites; what that changes at the sites is added to them.
             observers: nodes, and what is told of their values as soon as the last of them is there.
         """
-        graph = self._graph
+        graph, last = self._graph, dict(self._last)
         due: dict[Node, list[tuple[tuple[Node, ...], Observer]]] = {}
-        order = {node: i for i, node in enumerate(graph.nodes)}
-        kept: set[Node] = set()
-        for nodes, observer in observers:
-            due.setdefault(max(nodes, key=order.__getitem__), []).append((nodes, observer))
-            kept.update(nodes)
         swapped = {swap.match.outputs[-1]: swap for swap in swaps}
-        kept.update(node for swap in swaps for node in (*swap.match.inputs, *swap.match.outputs))
+        for nodes, observer in observers:
+            end = max(nodes, key=self._order.__getitem__)
+            due.setdefault(end, []).append((nodes, observer))
+            self._extend(last, nodes, end)
+        for end, swap in swapped.items():
+            self._extend(last, (*swap.fragment.inputs, *swap.match.outputs), end)
+        dying: dict[Node, list[Node]] = {}
+        for node, end in last.items():
+            dying.setdefault(end, []).append(node)
         env: dict[Node, Any] = dict(zip(graph.inputs, flat, strict=True))
         with torch.no_grad():
             for node in graph.nodes:
@@ -101,10 +99,15 @@ class Trial:
                     observer({each: env[each] for each in nodes})
                 if node in swapped:
                     _swap(swapped[node], env)
-                for dead in self._dying.get(node, ()):
-                    if dead not in kept and dead not in self._constants:
-                        env.pop(dead, None)
+                for dead in dying.get(node, ()):
+                    env.pop(dead, None)
         raise AssertionError("a graph has an output")
+
+    def _extend(self, last: dict[Node, Node], nodes: Iterable[Node], end: Node) -> None:
+        """Let values live up to a node at least."""
+        for node in nodes:
+            if node not in last or self._order[last[node]] < self._order[end]:
+                last[node] = end
 
     def _value(self, node: Node, env: Mapping[Node, Any]) -> Any:
         if node.op == "get_attr":
