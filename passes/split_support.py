@@ -133,7 +133,7 @@ def is_depthwise(conv: Convolution) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels > 1
 
 
-def centre(conv: Convolution) -> tuple[int, ...]:
+def _centre(conv: Convolution) -> tuple[int, ...]:
     """The tap that reads straight ahead, also behind a padding of its own; the middle one where there is none."""
     pad = view_as(conv.input, Pad)
     before = [(0, 0)] * conv.dims if pad is None else [*[(0, 0)] * conv.dims, *pad.amounts][-conv.dims :]
@@ -146,7 +146,7 @@ def centre(conv: Convolution) -> tuple[int, ...]:
 
 def _supports(conv: Convolution, square: int) -> list[Tensor]:
     """Masks ``[*kernel]`` of the centre, the row, column and square around it, and of all taps."""
-    rows, columns = ((torch.arange(n) - place).abs() for n, place in zip(conv.kernel, centre(conv), strict=True))
+    rows, columns = ((torch.arange(n) - place).abs() for n, place in zip(conv.kernel, _centre(conv), strict=True))
     row, column = (rows == 0)[:, None], (columns == 0)[None, :]
     near = (rows <= square // 2)[:, None] & (columns <= square // 2)[None, :]
     masks = row & column, row, column, near, torch.tensor(True)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from passes.split_support import centre
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,7 +40,7 @@ def supports(conv: Convolution, square: int, band: int, rank: int) -> list[Suppo
         rank: the highest of separable kernels.
     """
     height, width = conv.kernel
-    rows, columns = ((torch.arange(n) - place).abs() for n, place in zip(conv.kernel, centre(conv), strict=True))
+    rows, columns = ((torch.arange(n) - place).abs() for n, place in zip(conv.kernel, _middle(conv), strict=True))
     length = band or max(height, width)
     row, column = (rows == 0)[:, None], (columns == 0)[None, :]
     inner = square // 2
@@ -57,3 +55,11 @@ def supports(conv: Convolution, square: int, band: int, rank: int) -> list[Suppo
     whole = Support("whole", torch.ones(height, width, dtype=torch.bool), 0, height * width)
     cheaper = [each for each in (*masked, *split) if each.taps < whole.taps]
     return [*sorted(cheaper, key=lambda each: each.taps), whole]
+
+
+def _middle(conv: Convolution) -> list[int]:
+    """The tap that reads straight ahead where the result is as large as the input, else that in the middle."""
+    keeps = [low + high == step * (count - 1) and low % step == 0
+             for (low, high), step, count in zip(conv.padding, conv.dilation, conv.kernel, strict=True)]  # fmt: skip
+    straight = [low // step for (low, _), step in zip(conv.padding, conv.dilation, strict=True)]
+    return [place if keep else count // 2 for place, keep, count in zip(straight, keeps, conv.kernel, strict=True)]
