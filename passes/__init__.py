@@ -36,6 +36,7 @@ Choices, which are better here and worse there, so that they are made only where
 Approximations, which change the function, so that they need data and a budget (:func:`rewrite.approximate`):
 
 - :mod:`passes.inception`: depthwise convolutions as inception mixers
+- :mod:`passes.prune_filters`: hidden channels that make little difference, removed
 
 Shared between them are :mod:`passes.affine`, a batch norm as an affine map, :mod:`passes.layout`, channels through
 permutations and reshapes, :mod:`passes.obstruction`, what stands between a layer and what would be folded into it,
@@ -68,6 +69,7 @@ from passes.merge_wide import MergeWide
 from passes.patches_as_linear import PatchesAsLinear
 from passes.pointwise import ConvolutionAsLinear, LinearAsConvolution
 from passes.prune_exact import PruneExact, RemoveUnreadChannels
+from passes.prune_filters import PruneFilters
 from passes.reduction_algebra import ClampByConstant, MeanOfUniformGroupNorm, ReductionAlgebra
 from passes.reparameterize import Reparameterize
 from passes.select import Select
@@ -93,7 +95,7 @@ STEPS: tuple[type[Step], ...] = (
 """Every step that pipelines can name."""
 
 
-APPROXIMATIONS: tuple[type[Approximation], ...] = (Inception,)
+APPROXIMATIONS: tuple[type[Approximation], ...] = (Inception, PruneFilters)
 """Every rule that :func:`rewrite.approximate` can name."""
 
 
