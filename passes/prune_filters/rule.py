@@ -89,7 +89,7 @@ class PruneFilters(Approximation):
         flat = weight.transpose(1, 2).flatten(0, 1)  # [O * taps, C]: taps are taken for independent
         whole = float(seen["output"].mean)
         options = []
-        for kept in eliminate(flat, moments.covariance, self._counts(hidden.channels)):
+        for kept in eliminate(flat, moments, self._counts(hidden.channels)):
             error = (kept.wrong / whole) ** 0.5 if whole > 0 else 0.0
             columns = kept.weight.reshape(len(weight), taps, -1).transpose(1, 2)
             shift = (weight.sum(2) @ moments.mean) - columns.sum(2) @ moments.mean[kept.channels]

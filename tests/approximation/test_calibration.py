@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rewrite.approximation.calibration import Batches
-from rewrite.approximation.statistics import Moments
+from rewrite.approximation.statistics import Moments, shrunk
 from rewrite.errors import InputError
 from rewrite.graph import Graph
 from rewrite.trace import capture
@@ -105,3 +105,26 @@ def test_moments_are_those_of_all_rows() -> None:
     torch.testing.assert_close(moments.mean, both.mean(0))
     torch.testing.assert_close(moments.second, both.T @ both / len(both))
     torch.testing.assert_close(moments.covariance, torch.cov(both.T, correction=0))
+
+
+@pytest.mark.parametrize("rows", [10, 40, 4000])
+def test_shrunk_covariances_are_nearer_to_the_truth(rows: int) -> None:
+    """Of few rows far nearer; of many they are what was measured."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.eye(30, dtype=torch.float64) + 0.1 * torch.randn(30, 30, generator=generator, dtype=torch.float64)
+    truth = mix @ mix.T
+    measured, better = 0.0, 0.0
+    for _ in range(10):
+        x = torch.randn(rows, 30, generator=generator, dtype=torch.float64) @ mix.T
+        found = torch.cov(x.T, correction=0)
+        measured += float((found - truth).norm())
+        better += float((shrunk(found, rows) - truth).norm())
+        torch.testing.assert_close(shrunk(found, rows).diagonal(), found.diagonal())
+        assert float(torch.linalg.eigvalsh(shrunk(found, rows))[0]) > 0
+    assert better < measured
+    assert (better < 0.7 * measured) == (rows < 100)
+
+
+def test_dead_features_stay_dead() -> None:
+    covariance = torch.diag(torch.tensor([1.0, 0.0, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(shrunk(covariance, 5), covariance)

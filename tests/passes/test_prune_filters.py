@@ -13,6 +13,7 @@ from passes.prune_filters import PruneFilters
 from passes.prune_filters.elimination import eliminate
 from rewrite import approximate, optimize
 from rewrite.approximation.sites import find_sites, replacement
+from rewrite.approximation.statistics import Moments
 from rewrite.approximation.trial import Swap, Trial
 from rewrite.errors import PipelineError
 from rewrite.trace import capture
@@ -25,17 +26,22 @@ def correlated(samples: int, channels: int, seed: int = 0) -> Tensor:
     return torch.randn(samples, channels, generator=generator) @ mix + torch.linspace(-2, 3, channels)
 
 
+def moments_of(z: Tensor) -> Moments:
+    moments = Moments(1)
+    moments.add(z)
+    return moments
+
+
 def test_what_is_left_is_what_least_squares_give() -> None:
-    z = correlated(500, 6).double()
+    z = correlated(3000, 6).double()
     weight = torch.randn(3, 6, dtype=torch.float64)
-    covariance = torch.cov(z.T, correction=0)
     y = z @ weight.T
-    for kept in eliminate(weight, covariance, {5, 3, 1}):
-        table = torch.cat([z[:, kept.channels], torch.ones(500, 1)], 1)
+    for kept in eliminate(weight, moments_of(z), {5, 3, 1}):
+        table = torch.cat([z[:, kept.channels], torch.ones(3000, 1)], 1)
         best = torch.linalg.lstsq(table, y).solution
-        torch.testing.assert_close(kept.weight, best[:-1].T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(kept.weight, best[:-1].T, rtol=2e-2, atol=2e-2)
         left = float((y - table @ best).square().mean(0).sum())
-        assert kept.wrong == pytest.approx(left, rel=1e-3)
+        assert kept.wrong == pytest.approx(left, rel=0.05)
 
 
 def test_the_first_channel_to_go_is_the_cheapest() -> None:
@@ -46,16 +52,16 @@ def test_the_first_channel_to_go_is_the_cheapest() -> None:
     for gone in range(5):
         table = torch.cat([z[:, [c for c in range(5) if c != gone]], torch.ones(400, 1)], 1)
         lost.append(float((y - table @ torch.linalg.lstsq(table, y).solution).square().mean(0).sum()))
-    (kept,) = eliminate(weight, torch.cov(z.T, correction=0), {4})
+    (kept,) = eliminate(weight, moments_of(z), {4})
     assert set(range(5)) - set(kept.channels.tolist()) == {lost.index(min(lost))}
 
 
 def test_fewer_channels_are_never_better() -> None:
     z = correlated(300, 8).double()
-    found = eliminate(torch.randn(2, 8, dtype=torch.float64), torch.cov(z.T), range(1, 8))
+    found = eliminate(torch.randn(2, 8, dtype=torch.float64), moments_of(z), range(1, 8))
     assert [len(kept.channels) for kept in found] == list(range(7, 0, -1))
     for more, less in itertools.pairwise(found):
-        assert less.wrong >= more.wrong * (1 - 1e-9)
+        assert less.wrong >= more.wrong * (1 - 1e-2)
         assert set(less.channels.tolist()) < set(more.channels.tolist())
 
 
@@ -63,7 +69,7 @@ def test_dead_and_equal_channels_go_first_and_cost_nothing() -> None:
     z = correlated(300, 6).double()
     z[:, 2], z[:, 5] = 4.0, z[:, 0] * 2 - 1
     weight = torch.randn(3, 6, dtype=torch.float64)
-    (kept,) = eliminate(weight, torch.cov(z.T, correction=0), {4})
+    (kept,) = eliminate(weight, moments_of(z), {4})
     assert 2 not in kept.channels.tolist()
     assert not {0, 5} <= set(kept.channels.tolist())
     assert kept.wrong < 1e-4 * float((z @ weight.T).var(0).sum())
@@ -110,11 +116,14 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.5
 
 
+@pytest.mark.parametrize(("many", "tolerance"), [(40, 0.35), (4, 0.6)])
 @pytest.mark.parametrize("name", PAIRS)
-def test_predicted_errors_are_those_of_the_rewritten_layers(name: str) -> None:
-    """On the data that was fitted to, for every number of channels."""
+def test_predicted_errors_are_those_of_the_rewritten_layers(name: str, many: int, tolerance: float) -> None:
+    """On other data than was fitted to, for every number of channels; also where little was fitted to."""
     make, shape = PAIRS[name]
-    model, x = seeded(make()), draw(shape)
+    model = seeded(make())
+    shape = (max(4, shape[0] * many // 9), *shape[1:])
+    x, other = draw(shape), draw((shape[0] * 40 // many, *shape[1:]), 1)
     graph = capture(model, (x,)).graph
     rule = PruneFilters()
     (site,), misses = find_sites(graph, [rule], frozenset())
@@ -126,8 +135,8 @@ def test_predicted_errors_are_those_of_the_rewritten_layers(name: str) -> None:
     assert [option.text for option in options] == ["12 of 16 channels", "8 of 16 channels", "4 of 16 channels"]
     for option in options:
         swap = Swap(site.match, replacement(graph, site.match, option))
-        Trial(graph).run([x], [swap])
-        assert swap.error == pytest.approx(option.error, rel=1e-2, abs=1e-5)
+        Trial(graph).run([other], [swap])
+        assert swap.error == pytest.approx(option.error, rel=tolerance, abs=1e-5)
 
 
 def test_redundant_channels_are_removed_for_nothing() -> None:
