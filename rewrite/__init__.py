@@ -8,9 +8,9 @@
 
 ``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
 ``explain`` says why rules do not match in a model, and what would make them; ``offers`` what choices could be made, and
-their cost; ``kernel_plan`` what would be fused on a GPU. ``bisect`` finds the one rewrite that makes a difference, and
-a :class:`Plan` makes the rewrites of a run again. To write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to
-compose passes, :class:`Pipeline`.
+their cost; ``kernel_plan`` what would be fused on a GPU; ``filters`` how good the kernels of a network are. ``bisect``
+finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run again. To write a rule,
+see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,18 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import Bisection, approximate, bisect, explain, kernel_plan, load, offers, optimize, transform
+    from rewrite.api import (
+        Bisection,
+        approximate,
+        bisect,
+        explain,
+        filters,
+        kernel_plan,
+        load,
+        offers,
+        optimize,
+        transform,
+    )
     from rewrite.errors import (
         ArtifactError,
         BisectionError,
@@ -42,9 +53,9 @@ if TYPE_CHECKING:
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 _HOMES = {
-    "approximate": "rewrite.api", "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api",
-    "Bisection": "rewrite.api",
-    "explain": "rewrite.api", "kernel_plan": "rewrite.api", "load": "rewrite.api", "offers": "rewrite.api",
+    "approximate": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api", "explain": "rewrite.api",
+    "filters": "rewrite.api", "kernel_plan": "rewrite.api", "load": "rewrite.api", "offers": "rewrite.api",
+    "optimize": "rewrite.api", "transform": "rewrite.api",
     "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "BisectionError": "rewrite.errors",
     "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
@@ -58,7 +69,7 @@ _HOMES = {
 __all__ = [
     "ArtifactError", "Bisection", "BisectionError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match",
     "Miss", "Pass", "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
-    "VerificationError", "__version__", "approximate", "bisect", "explain", "kernel_plan", "load", "offers",
+    "VerificationError", "__version__", "approximate", "bisect", "explain", "filters", "kernel_plan", "load", "offers",
     "optimize", "transform",
 ]  # fmt: skip
 

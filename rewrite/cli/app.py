@@ -187,6 +187,31 @@ def offers(
 
 
 @app.command()
+def filters(
+    model: opt.Model,
+    inputs: opt.Inputs = None,
+    model_options: opt.ModelOptions = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    seed: opt.Seed = 0,
+    method: opt.Method = None,
+    pipeline: opt.Steps = None,
+    exclude: opt.Exclude = None,
+    verify: opt.Verify = "default",
+    json: Json = False,
+    quiet: opt.Quiet = False,
+    traceback: opt.Traceback = False,
+) -> None:  # fmt: skip
+    """Measure the filters of convolutions, before and after rewrites: which are sparse, alike, or as random ones."""
+    with session(quiet, traceback) as terminal:
+        from rewrite.cli import filtering
+
+        subject = opt.Subject.of(model, inputs, model_options, dtype, device, seed)
+        filtering.run(terminal, subject, data=json, method=method, pipeline=pipeline, exclude=tuple(exclude or ()),
+                      verify=verify)  # fmt: skip
+
+
+@app.command()
 def bisect(
     model: opt.Model,
     inputs: opt.Inputs = None,
