@@ -7,10 +7,10 @@
     print(fast.report.diff("reparameterize"))
 
 ``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
-``explain`` says why rules do not match in a model, and what would make them; ``offers`` what choices could be made, and
-their cost; ``kernel_plan`` what would be fused on a GPU. ``bisect`` finds the one rewrite that makes a difference, and
-a :class:`Plan` makes the rewrites of a run again. To write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to
-compose passes, :class:`Pipeline`.
+``distill`` trains a model to compute what another one computes. ``explain`` says why rules do not match in a model, and
+what would make them; ``offers`` what choices could be made, and their cost; ``kernel_plan`` what would be fused on a
+GPU. ``bisect`` finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run again. To
+write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rewrite.versions import __version__
 
 if TYPE_CHECKING:
-    from rewrite.api import Bisection, bisect, explain, kernel_plan, load, offers, optimize, transform
+    from rewrite.api import Bisection, bisect, distill, explain, kernel_plan, load, offers, optimize, transform
     from rewrite.errors import (
         ArtifactError,
         BisectionError,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "optimize": "rewrite.api", "transform": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api",
+    "distill": "rewrite.api",
     "explain": "rewrite.api", "kernel_plan": "rewrite.api", "load": "rewrite.api", "offers": "rewrite.api",
     "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "BisectionError": "rewrite.errors",
     "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
@@ -57,7 +58,7 @@ _HOMES = {
 __all__ = [
     "ArtifactError", "Bisection", "BisectionError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match",
     "Miss", "Pass", "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
-    "VerificationError", "__version__", "bisect", "explain", "kernel_plan", "load", "offers",
+    "VerificationError", "__version__", "bisect", "distill", "explain", "kernel_plan", "load", "offers",
     "optimize", "transform",
 ]  # fmt: skip
 

@@ -8,5 +8,6 @@ from rewrite.api.kernels import kernel_plan
 from rewrite.api.loading import load
 from rewrite.api.offering import offers
 from rewrite.api.optimizing import optimize, transform
+from rewrite.distillation import distill
 
-__all__ = ["Bisection", "bisect", "explain", "kernel_plan", "load", "offers", "optimize", "transform"]
+__all__ = ["Bisection", "bisect", "distill", "explain", "kernel_plan", "load", "offers", "optimize", "transform"]
