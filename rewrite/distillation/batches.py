@@ -150,7 +150,7 @@ class Batches:
                 f"batch {index} of {self.name} is a {type(given).__name__} without tensors; pass tensors, tuples or "
                 "dicts of them, or inputs= that gives them"
             )
-        if any(tensor.numel() == 0 for tensor in tensors):
+        if tensors[0].numel() == 0:  # others may be, as caches that nothing is in
             raise InputError(f"batch {index} of {self.name} is empty; leave it out")
         args, kwargs = compat.tree_map(self._moved, (call.args, call.kwargs))
         return Call(args, kwargs)

@@ -123,11 +123,11 @@ def test_values_at_boundaries():
 # -- what is not finite -----------------------------------------------------------------------------------------------
 
 
-def good_after(count):
-    """The weights with which the loss was last finite, with batches that are finite for so many steps."""
+def before(step):
+    """The weights that the loss of a step is computed with."""
     student, teacher = pair()
-    if count > 1:
-        rewrite.distill(student, teacher, batches()[: count - 1], optimizer=plain)
+    if step > 1:
+        rewrite.distill(student, teacher, batches()[: step - 1], optimizer=plain)
     return state(student)
 
 
@@ -135,16 +135,16 @@ def plain(parameters):
     return torch.optim.SGD(parameters, lr=0.01)
 
 
-@pytest.mark.parametrize(("bad", "text"), [
-    (float("nan"), "the loss is not finite at step 5 of stage 'outputs': the teacher's values are not finite"),
-    (float("inf"), "the norm of the gradients is not finite at step 5 of stage 'outputs'"),  # tanh(inf) = 1
+@pytest.mark.parametrize(("bad", "text", "last"), [
+    (float("nan"), "the loss is not finite at step 5 of stage 'outputs': the teacher's values are not finite", 4),
+    (float("inf"), "the norm of the gradients is not finite at step 5 of stage 'outputs'", 5),  # tanh(inf) = 1
 ])  # fmt: skip
-def test_a_batch_that_is_not_finite(bad, text):
+def test_a_batch_that_is_not_finite(bad, text, last):
     student, teacher = pair()
     data = batches()
     data[4][2, 1] = bad
     refused(f"{text}; the student has the weights of the last finite loss", student, teacher, data, optimizer=plain)
-    assert_same(state(student), good_after(4))
+    assert_same(state(student), before(last))
 
 
 def test_a_student_that_diverges():
@@ -152,7 +152,7 @@ def test_a_student_that_diverges():
     refused("the loss is not finite at step 2 of stage 'blocks': the student's values are not finite", student, teacher,
             batches(), boundaries=["second"],
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e38))  # fmt: skip
-    assert_same(state(student), good_after(1))
+    assert_same(state(student), before(1))
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
@@ -161,7 +161,7 @@ def test_weights_that_diverge_in_the_last_step(tmp_path):
         student, teacher = pair()
         refused("the student's weights are not finite after step 1 of stage 'outputs'", student, teacher, batches(1),
                 optimizer=lambda parameters: torch.optim.SGD(parameters, lr=float("inf")), **options)  # fmt: skip
-        assert_same(state(student), good_after(1))
+        assert_same(state(student), before(1))
     assert not list(tmp_path.iterdir())
 
 

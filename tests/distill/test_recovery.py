@@ -17,6 +17,10 @@ from tests.distill.models import SIZE, Blocks, Counting, Watched, Wrapped, asser
 HELD = torch.randn(64, SIZE, generator=torch.Generator().manual_seed(3))
 
 
+def quick(parameters):
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+
 def changed(student, before):
     return {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
 
@@ -89,7 +93,7 @@ def test_a_loss_of_ones_own_gets_both_outputs():
         return (ours[:, :1] - theirs[:, :1]).abs().mean()
 
     before = student.head.weight[1:].clone()
-    losses = rewrite.distill(student, teacher, batches(), loss=loss, epochs=30).stages[0].losses
+    losses = rewrite.distill(student, teacher, batches(), loss=loss, epochs=20, optimizer=quick).stages[0].losses
     assert seen[0] == (True, False)
     assert losses[-1] < losses[0] / 3
     assert torch.equal(student.head.weight[1:], before)
@@ -101,7 +105,8 @@ def test_a_loss_of_ones_own_gets_both_outputs():
 def test_blocks_alone_train_what_is_before_boundaries():
     student, teacher = pair()
     before = state(student)
-    done = rewrite.distill(student, teacher, batches(), boundaries=["first", "second"], blocks=100, epochs=0)
+    done = rewrite.distill(student, teacher, batches(), boundaries=["first", "second"], blocks=60, epochs=0,
+                           optimizer=quick)  # fmt: skip
     assert changed(student, before) == {name for name in before if not name.startswith("head")}
     (stage,) = done.stages
     assert stage.name == "blocks"
@@ -151,7 +156,7 @@ def test_a_student_that_names_its_own_boundaries():
     assert is_observable(student)
     assert not is_observable(teacher)
     before = state(student)
-    done = rewrite.distill(student, teacher, batches(), blocks=100, epochs=0)
+    done = rewrite.distill(student, teacher, batches(), blocks=30, epochs=0, optimizer=quick)
     assert set(student.asked) == {("one", "two")} == set(source.asked)
     assert done.stages[0].losses[-1] < done.stages[0].losses[0] / 5
     assert changed(student, before) == {name for name in before if "head" not in name}
@@ -344,6 +349,21 @@ def test_no_gradients_are_left():
     student, teacher = pair()
     rewrite.distill(student, teacher, batches())
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_progress_is_shown_and_taken_away(monkeypatch, fails):
+    seen = []
+    monkeypatch.setattr("rewrite.distillation.loop.Progress", lambda text: lambda *call: seen.append((text, *call)))
+    data = batches(3)
+    if fails:
+        data[1] = data[1] * float("nan")
+        with pytest.raises(rewrite.InputError):
+            rewrite.distill(*pair(), data, epochs=2)
+    else:
+        rewrite.distill(*pair(), data, epochs=2)
+    steps = [1, 6] if fails else [1, 2, 3, 4, 5, 6]
+    assert seen == [("distilling outputs", step, 6) for step in steps]
 
 
 # -- the history ------------------------------------------------------------------------------------------------------
