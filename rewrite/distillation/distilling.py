@@ -98,7 +98,7 @@ def distill(
         scheduler: makes one from the optimizer; it steps after each step, ``ReduceLROnPlateau`` after each validation.
         autocast: ``torch.bfloat16``, or ``torch.float16`` on CUDA, where losses are scaled, for both modules.
         clip: the largest norm of the gradients.
-        validation: held-out batches; each stage ends with the weights that were best on these.
+        validation: held-out batches, of the same form; each stage ends with the weights that were best on these.
         validate_every: so many steps they are looked at; default: after each epoch. They are before the first step too.
         patience: a stage ends after so many validations with nothing better.
         checkpoint: a file for the state, which ``torch.load(..., weights_only=True)`` reads. With the same arguments

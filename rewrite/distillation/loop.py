@@ -116,29 +116,33 @@ class Loop:
 
     def _train_stage(self, planned: Planned) -> None:
         total = planned.steps(self._batches.length)
-        trainer = self._trainer = Trainer(planned.step, self._weights, self._how, total, self._world)
-        if trainer.by_validation and self._held.batches is None:
-            raise InputError("ReduceLROnPlateau waits for losses of a validation; pass validation=")
+        self._trainer = Trainer(planned.step, self._weights, self._how, total, self._world)
         progress = Progress(f"distilling {planned.name}")
-        if self._loaded is not None:
-            if self._loaded["training"] is not None:
-                trainer.load(self._loaded["training"])
-            randomness.draw_again(self._loaded["random"][self._world.rank], self._batches, self._world.device)
         try:
-            if self._held.batches is not None and not self._stage.validation:
-                self._validate()
+            self._begin()
             while not self._reason():
                 for _ in self._epoch():
                     if self._world.first and total and self._stage_steps < total:
                         progress(self._stage_steps, total)
-            trainer.require_finite(self._where)
+            self._trainer.require_finite(self._where)
             if self._held.batches is not None and self._stage.validation[-1][0] != self._stage_steps:
                 self._validate()
         finally:
-            trainer.finish()
+            self._trainer.finish()
             if self._world.first and total:
                 progress(total, total)
         self._end()
+
+    def _begin(self) -> None:
+        """Go on where a checkpoint was, or look at the held-out batches before the first step."""
+        if self._trainer.by_validation and self._held.batches is None:
+            raise InputError("ReduceLROnPlateau waits for losses of a validation; pass validation=")
+        if self._loaded is not None:
+            if self._loaded["training"] is not None:
+                self._trainer.load(self._loaded["training"])
+            randomness.draw_again(self._loaded["random"][self._world.rank], self._batches, self._world.device)
+        if self._held.batches is not None and not self._stage.validation:
+            self._validate()
 
     def _end(self) -> None:
         """Close a stage; the next one begins with its best weights."""
