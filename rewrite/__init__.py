@@ -7,10 +7,11 @@
     print(fast.report.diff("reparameterize"))
 
 ``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
-``explain`` says why rules do not match in a model, and what would make them; ``offers`` what choices could be made, and
-their cost; ``kernel_plan`` what would be fused on a GPU; ``filters`` how good the kernels of a network are. ``bisect``
-finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run again. To write a rule,
-see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
+``approximate`` replaces parts by cheaper ones that compute nearly the same, and ``distill`` trains a model to compute
+what another one computes. ``explain`` says why rules do not match in a model, and what would make them; ``offers`` what
+choices could be made, and their cost; ``kernel_plan`` what would be fused on a GPU; ``filters`` how good the kernels of a
+network are. ``bisect`` finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run
+again. To write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         Bisection,
         approximate,
         bisect,
+        distill,
         explain,
         filters,
         kernel_plan,
@@ -53,9 +55,9 @@ if TYPE_CHECKING:
     from rewrite.rule import Fidelity, Match, Miss, Refusal, Rule
 
 _HOMES = {
-    "approximate": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api", "explain": "rewrite.api",
-    "filters": "rewrite.api", "kernel_plan": "rewrite.api", "load": "rewrite.api", "offers": "rewrite.api",
-    "optimize": "rewrite.api", "transform": "rewrite.api",
+    "approximate": "rewrite.api", "bisect": "rewrite.api", "Bisection": "rewrite.api", "distill": "rewrite.api",
+    "explain": "rewrite.api", "filters": "rewrite.api", "kernel_plan": "rewrite.api", "load": "rewrite.api",
+    "offers": "rewrite.api", "optimize": "rewrite.api", "transform": "rewrite.api",
     "RewriteError": "rewrite.errors", "ArtifactError": "rewrite.errors", "BisectionError": "rewrite.errors",
     "CaptureError": "rewrite.errors", "InputError": "rewrite.errors",
     "PipelineError": "rewrite.errors", "RuleError": "rewrite.errors", "CycleError": "rewrite.errors",
@@ -69,8 +71,8 @@ _HOMES = {
 __all__ = [
     "ArtifactError", "Bisection", "BisectionError", "CaptureError", "CycleError", "Fidelity", "InputError", "Match",
     "Miss", "Pass", "Pipeline", "PipelineError", "Plan", "PlanError", "Refusal", "RewriteError", "Rule", "RuleError",
-    "VerificationError", "__version__", "approximate", "bisect", "explain", "filters", "kernel_plan", "load", "offers",
-    "optimize", "transform",
+    "VerificationError", "__version__", "approximate", "bisect", "distill", "explain", "filters", "kernel_plan", "load",
+    "offers", "optimize", "transform",
 ]  # fmt: skip
 
 

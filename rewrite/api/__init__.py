@@ -10,8 +10,9 @@ from rewrite.api.kernels import kernel_plan
 from rewrite.api.loading import load
 from rewrite.api.offering import offers
 from rewrite.api.optimizing import optimize, transform
+from rewrite.distillation import distill
 
 __all__ = [
-    "Bisection", "approximate", "bisect", "explain", "filters", "kernel_plan",
-    "load", "offers", "optimize", "transform",
+    "Bisection", "approximate", "bisect", "distill", "explain", "filters", "kernel_plan", "load", "offers", "optimize",
+    "transform",
 ]  # fmt: skip
