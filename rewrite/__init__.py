@@ -9,8 +9,8 @@
 ``optimize`` gives a verified module for inference, ``transform`` one that trains on the user's own parameters.
 ``approximate`` replaces parts by cheaper ones that compute nearly the same, and ``distill`` trains a model to compute
 what another one computes. ``explain`` says why rules do not match in a model, and what would make them; ``offers`` what
-choices could be made, and their cost; ``kernel_plan`` what would be fused on a GPU; ``filters`` how good the kernels of a
-network are. ``bisect`` finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run
+choices could be made, and their cost; ``kernel_plan`` what would be fused on a GPU; ``filters`` how good the kernels of
+a network are. ``bisect`` finds the one rewrite that makes a difference, and a :class:`Plan` makes the rewrites of a run
 again. To write a rule, see :class:`Rule` and :mod:`rewrite.pattern`; to compose passes, :class:`Pipeline`.
 """
 
