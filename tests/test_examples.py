@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = {"write_a_rule": "aten.silu", "check_a_rule": "was rejected: output 'mul", "train": "equal",
          "demo": "optimized", "find_a_wrong_rule": "makes the check fail: cheap-gelu",
-         "write_a_kernel_family": "layer norm -> silu -> add"}  # fmt: skip
+         "write_a_kernel_family": "layer norm -> silu -> add", "approximate": "sites approximated by"}  # fmt: skip
 SLOW = ("demo",)
 
 

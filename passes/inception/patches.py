@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LARGEST = 169
 """Taps up to which all products are kept. Of larger kernels those are kept that depend on the distance of two taps."""
 
+ENOUGH = 8192
+"""Patches of a batch that are looked at, or those of one sample: more tell nothing new of so few taps."""
+
 _CHUNK = 2**23
 """Elements that are unfolded at a time."""
 
@@ -47,11 +50,17 @@ class Patches:
     def add(self, *values: Tensor) -> None:
         """Add the patches of one batch ``[N, C, H, W]``."""
         (x,) = values
-        x = F.pad(x.detach(), self._padding).double()
+        x = F.pad(self._some(x.detach()), self._padding).double()
         products, total, count = self._full(x) if self.is_full else self._by_distance(x)
         self._products = products if self._products is None else self._products.add_(products)
         self._total = total if self._total is None else self._total.add_(total)
         self.count += count
+
+    def _some(self, x: Tensor) -> Tensor:
+        """Evenly spaced samples of a large batch."""
+        places = zip(x.shape[2:], self._stride, strict=True)
+        many = max(1, ENOUGH // max(1, math.prod(-(-size // step) for size, step in places)))
+        return x if many >= len(x) else x[:: -(-len(x) // many)]
 
     def _full(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
         n, _, height, width = x.shape
