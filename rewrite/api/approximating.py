@@ -193,13 +193,13 @@ def _entry(turn: Turn, each: Candidate) -> Entry:
 
 
 def _left(turn: Turn, site: Any) -> Entry:
-    """The entry of a site where nothing was chosen: its option of the least error, if it has one."""
+    """The entry of a site where nothing was chosen: its option that was measured, if it has any."""
     mine = [each for each in turn.candidates if each.site is site]
     if not mine:
         reason = site.reason or "every option is over the budget of a site"
         where = site.name, site.rule.name, site.module, site.source
         return Entry(*where, "", "left", 0.0, None, 0.0, None, None, site.before, site.before, reason)
-    each = mine[0]
+    each = next((each for each in mine if each.measured is not None), mine[0])
     return Entry(
         site.name, site.rule.name, site.module, site.source, each.priced.option.text, "left", each.predicted,
         each.measured, each.reach * each.predicted, each.drift, None, each.priced.before, each.priced.after,
