@@ -5,8 +5,8 @@
 For each network and rule every site is approximated alone by one of its options, and by what ``approximate`` takes
 within an error of the outputs. Writes ``results/approximation.json`` and ``.md``: the errors that are predicted and
 those that are measured on held-out data, at the sites and at the outputs, how many agree within a factor of three,
-their rank correlation, and what the calibration took. An error at the outputs is predicted from how much of an error at the site
-reached them for one option of the site, and so is no prediction where that option itself was taken.
+their rank correlation, and what the calibration took. An error at the outputs is predicted from how much of an error
+at the site reached them for one option of the site, and so is no prediction where that option itself was taken.
 """
 
 from __future__ import annotations
