@@ -61,10 +61,13 @@ def test_help_does_without_torch(line: str, code: int) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_of_the_current_directory_and_its_file_in_another_process(folder: Path) -> None:
-    made = call("optimize", "own_net:net", "-i", "1,3,8,8", "--save", "net.rewrite", "--json", cwd=folder)
+def test_a_model_of_the_current_directory_and_its_file_in_another_process(
+    folder: Path, with_libraries: dict[str, str]
+) -> None:
+    around = {"cwd": folder, "env": {**environment(), **with_libraries}}
+    made = call("optimize", "own_net:net", "-i", "1,3,8,8", "--save", "net.rewrite", "--json", **around)
     assert made.returncode == 0, made.stderr
-    shown = call("show", "net.rewrite", "--verify", "--json", cwd=folder)
+    shown = call("show", "net.rewrite", "--verify", "--json", **around)
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout) == json.loads(made.stdout)
 
