@@ -22,6 +22,7 @@ from rewrite.driver import Refused
 from rewrite.testing import Result, assert_rule
 from rewrite.verify.operators import name_of
 from tests import corpus
+from tests.drawn import COSTLY
 from tests.passes.blocks import NORMS, Block, conv
 from tests.passes.rewriting import rewrite, scatter
 
@@ -106,6 +107,7 @@ class Joined(nn.Module):
 
 @given(st.lists(parts, min_size=2, max_size=4), st.integers(0, 2), st.sampled_from(list(MAPS)), st.booleans(),
        st.integers(0, 99))  # fmt: skip
+@COSTLY
 def test_every_layer_gets_its_slice(drawn: list[Part], dims: int, name: str, apart: bool, seed: int):
     torch.manual_seed(seed)
     model = scatter(Joined(drawn, dims, name, apart))

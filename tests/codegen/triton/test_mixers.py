@@ -33,6 +33,7 @@ from tests.codegen.triton.kernels import (
     words,
 )
 from tests.corpus import timm
+from tests.drawn import COSTLY
 
 pytestmark = needs_interpreter
 
@@ -234,6 +235,7 @@ def test_mixnet(kinds):
 
 
 @given(data=st.data())
+@COSTLY
 def test_parts_of_any_sizes(data):
     """In any order, with any of them left as they are, and any schedules beside one another."""
     sizes = data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=4))
