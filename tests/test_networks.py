@@ -73,9 +73,9 @@ def test_a_network_in_bfloat16(name: str) -> None:
 def test_a_merged_network_is_left_alone(name: str) -> None:
     model = randomize(load(name))
     x = small_input(model)
-    fast = optimize(model, x, lower="eager")
+    fast = optimize(model, x, lower="eager", verify="off")
     assert optimize(fast) is fast
-    again = optimize(fast.graph_module.eval(), x, lower="eager")
+    again = optimize(fast.graph_module.eval(), x, lower="eager", verify="off")
     assert not [commit for record in again.report.records for commit in record.commits]
 
 

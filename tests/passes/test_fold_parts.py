@@ -245,7 +245,7 @@ def test_mixnet_keeps_no_norm():
     model = corpus.load("mixnet_s")
     x = corpus.input_for(model)[..., :64, :64].contiguous()
     corpus.randomize(model, inputs=x)
-    fast = optimize(model, x, tune="off", lower="eager", cache=False)
+    fast = optimize(model, x, tune="off", lower="eager", cache=False, verify="off")
     made = [commit.rule for record in fast.report.records for commit in record.commits]
     assert made.count(NAME) == 34
     assert not [node for node in fast.graph_module.graph.nodes if "batch_norm" in str(node.target)]
