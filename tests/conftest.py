@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # bfloat16 convolutions of oneDNN read memory that nobody wrote where the processor has AMX; read at their first call
@@ -15,6 +17,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read as triton is imported, whose own functions are interpreted then
 
 from hypothesis import HealthCheck, register_random, settings
+
+from codegen.native import library as native
+from rewrite import cplusplus
+from rewrite.files import cache_directory
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 
@@ -63,10 +69,39 @@ TORCH_RANDOM = TorchRandom()
 register_random(TORCH_RANDOM)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where C++ of the project is kept that the processes of the tests share, without a cache too."""
+    base = tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
+    kept.mkdir(exist_ok=True)
+    directory = cplusplus._directory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cplusplus, "_directory", lambda: directory() if cache_directory() else kept)
+        yield kept
+
+
+@pytest.fixture
+def with_libraries(compiled_once: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of a process with a cache of its own, where the C++ of the project is that was compiled."""
+    if native.supported():
+        native.LIBRARY.finish()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "native").symlink_to(compiled_once)
+    return {**os.environ, "TORCH_REWRITE_CACHE": "1", "TORCH_REWRITE_CACHE_DIR": str(cache)}
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Make every test independent of the tests that ran before it in the same process."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported out of each search for garbage: a million objects, and tests ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

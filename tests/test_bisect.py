@@ -139,15 +139,17 @@ def test_a_rewrite_that_costs_much_is_found(model, x):
     def check(fast: nn.Module) -> bool:
         assert isinstance(fast(x), torch.Tensor)
         seen.append(len(list(fast.graph_module.graph.nodes)))
-        return seen[-1] < 400
+        return seen[-1] < 200
 
-    found = bisect(model, x, check, pipeline=pipeline(Planted(turns=200)))
+    found = bisect(model, x, check, pipeline=pipeline(Planted(turns=100)))
     assert (found.commit.rule, found.runs) == ("planted", len(seen))
     assert found.runs <= bound(found.total)
     assert found.reason == ""
 
 
-@pytest.mark.parametrize("target", range(1, 11))
+@pytest.mark.parametrize(
+    "target", [pytest.param(n, marks=[] if n in (1, 2, 5, 9, 10) else [pytest.mark.slow]) for n in range(1, 11)]
+)
 def test_every_rewrite_can_be_found(model, x, target):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trials = []

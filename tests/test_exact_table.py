@@ -11,7 +11,7 @@ import torch
 from benchmarks import exact
 from benchmarks.corpus import NAMES, networks
 
-QUICK = ("resnet18",)
+QUICK = ("convnext_atto",)
 ROWS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES]
 
 pytestmark = pytest.mark.corpus

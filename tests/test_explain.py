@@ -103,7 +103,8 @@ def test_nothing_that_is_blocked_is_rewritten(name: str):
 
 @pytest.mark.corpus
 @pytest.mark.parametrize(("name", "training", "lines"), [
-    ("resnet18", False, 45), ("repvgg_a0", False, 45), ("resnet18", True, 45), ("repvgg_a0", True, 85),
+    ("resnet18", False, 45), pytest.param("repvgg_a0", False, 45, marks=pytest.mark.slow),
+    pytest.param("resnet18", True, 45, marks=pytest.mark.slow), ("repvgg_a0", True, 85),
 ])  # fmt: skip
 def test_explanations_of_networks_are_short(name: str, training: bool, lines: int):
     model = corpus.load(name).train(training)

@@ -24,7 +24,7 @@ from tests.corpus import CORPUS, input_for, load, merged_by_timm, randomize
 LARGE = (
     "repvgg_d2se", "mobileone_s4", "mobileone_s0", "resnet50", "vgg11_bn", "densenet121", "repghostnet_050",
     "repvit_m0_9", "swin_tiny_patch4_window7_224", "mixnet_s", "ghostnet_050", "efficientnet_b0",
-    "mobilenetv3_small_050", "fastvit_t8",
+    "mobilenetv3_small_050", "fastvit_t8", "inception_next_atto", "convnext_atto",
 )  # fmt: skip
 SMALL = ("resnet18",)
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in CORPUS]
@@ -40,7 +40,7 @@ def small_input(model: nn.Module, batch: int = 2) -> Tensor:
     """An input as small as the network takes; the passes do not look at the size of images."""
     x = input_for(model, batch)
     fixed = hasattr(model, "pos_embed") or type(model).__name__ == "SwinTransformer"
-    return x if fixed else x[..., :96, :96].contiguous()
+    return x if fixed else x[..., :64, :64].contiguous()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -73,9 +73,9 @@ def test_a_network_in_bfloat16(name: str) -> None:
 def test_a_merged_network_is_left_alone(name: str) -> None:
     model = randomize(load(name))
     x = small_input(model)
-    fast = optimize(model, x, lower="eager")
+    fast = optimize(model, x, lower="eager", verify="off")
     assert optimize(fast) is fast
-    again = optimize(fast.graph_module.eval(), x, lower="eager")
+    again = optimize(fast.graph_module.eval(), x, lower="eager", verify="off")
     assert not [commit for record in again.report.records for commit in record.commits]
 
 

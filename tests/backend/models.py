@@ -77,8 +77,17 @@ def _timm(name: str) -> Callable[[int], nn.Module]:
     return make
 
 
+def _convnext(seed: int = 0) -> nn.Module:
+    """With one block of each width."""
+    model = load("convnext_atto", seed)
+    for stage in model.stages:
+        stage.blocks = stage.blocks[:1].eval()
+    return randomize(model, seed, images("convnext_atto", 4))
+
+
 MODELS = {
-    **{name: _timm(name) for name in ("resnet18", "repvgg_a0", "mobilenetv3_small_050", "convnext_atto")},
+    **{name: _timm(name) for name in ("resnet18", "repvgg_a0", "mobilenetv3_small_050")},
+    "convnext_atto": _convnext,
     "sequence": _sequence,
 }
 

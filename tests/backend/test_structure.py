@@ -68,15 +68,18 @@ print([len(graph.report.diff()) for graph in reports()])
 
 @torch.no_grad()
 def test_inductor_compiles_what_was_rewritten():
-    model, log = MODELS["repvgg_a0"](), Log()
+    model, other, log = MODELS["repvgg_a0"](), MODELS["repvgg_a0"](1), Log()
+    for net in (model, other):
+        for stage in net.stages:
+            del stage[1:]
     fast = compiled(model, lower="inductor")
     x = images("repvgg_a0", 2)
     for _ in range(2):
         assert distance(model, fast(x), x) < 8
-    model.load_state_dict(MODELS["repvgg_a0"](1).state_dict())
+    model.load_state_dict(other.state_dict())
     assert distance(model, fast(x), x) < 8
     assert fast(x).stride() == model(x).stride()
-    assert log.rewrites().count("merge-branches") == 22
+    assert log.rewrites().count("merge-branches") == 5
 
 
 @torch.no_grad()

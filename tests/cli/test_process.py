@@ -62,7 +62,8 @@ def test_help_does_without_torch(line: str, code: int) -> None:
 
 
 def test_a_model_of_the_current_directory_and_its_file_in_another_process(folder: Path) -> None:
-    made = call("optimize", "own_net:net", "-i", "1,3,8,8", "--save", "net.rewrite", "--json", cwd=folder)
+    made = call("optimize", "own_net:net", "-i", "1,3,8,8", "--save", "net.rewrite", "--lower", "eager", "--json",
+                cwd=folder)  # fmt: skip
     assert made.returncode == 0, made.stderr
     shown = call("show", "net.rewrite", "--verify", "--json", cwd=folder)
     assert shown.returncode == 0, shown.stderr

@@ -18,6 +18,7 @@ from rewrite.distance import distance, farthest
 from rewrite.errors import RewriteError
 from rewrite.lowering import flat_module, weight_order
 from rewrite.winograd import evaluation
+from tests.drawn import COSTLY
 from tests.passes.rewriting import apply, rewrite
 
 
@@ -29,6 +30,7 @@ def module_of(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
 
 
 @given(data=st.data())
+@COSTLY
 def test_convolutions_come_back(data: st.DataObject) -> None:
     channels, outputs = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
     padding = data.draw(st.one_of(st.just("same"), st.tuples(st.integers(0, 2), st.integers(0, 2))))

@@ -153,13 +153,18 @@ class Filter(nn.Module):
         return y[..., :length]
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("model", "bound"), [
+FILTERS = [
     (Filter(), True), (Filter("reversed"), True), (Filter("ortho"), True), (Filter("norms"), False),
     (Filter("prime"), False), (Filter("odd"), False), (Filter("strided"), True), (Filter("tail"), True),
     (Filter("read again"), False), (Filter("shared"), True), (Filter("per image"), False), (Filter(dims=2), True),
     (Filter("strided", dims=2), True), (Filter("rows", dims=2), True), (Filter("padded"), True),
     (Filter("padded", dims=2), True), (Filter("filled"), True), (Filter("part"), True), (Filter("part", dims=2), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "bound", "last"), [
+    pytest.param(model, bound, last, marks=[] if not model.departure or number % 2 == last else [pytest.mark.slow])
+    for last in (False, True) for number, (model, bound) in enumerate(FILTERS)
 ])  # fmt: skip
 def test_where_they_are_called(model: Filter, bound: bool, last: bool) -> None:
     x = laid_out(torch.randn(2, 9 if model.departure == "part" else 5, *(8, 12)[-model.dims :]), last)

@@ -28,6 +28,11 @@ RUNTIMES = [
     for kind in (OnnxRuntime, OpenVINO)
 ]
 runtimes = pytest.mark.parametrize("kind", RUNTIMES)
+generic = pytest.mark.parametrize("kind", [
+    pytest.param(*each.values, id=each.id, marks=[*each.marks, *([pytest.mark.slow] if number else [])])
+    for number, each in enumerate(RUNTIMES)
+])  # fmt: skip
+"""For what is done alike for each of them: one tells."""
 
 
 def exact(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -147,7 +152,7 @@ def test_state_is_written_once_a_call(kind: type[Runtime]) -> None:
     assert frozen_runs(fast) == [(kind.name, True)]
 
 
-@runtimes
+@generic
 def test_results_follow_the_weights(kind: type[Runtime]) -> None:
     model, x = net(), image()
     fast = optimize(model, x, lowering=kind())
@@ -167,7 +172,7 @@ def test_results_follow_the_weights(kind: type[Runtime]) -> None:
     assert frozen_runs(twin) == [(kind.name, True)]
 
 
-@runtimes
+@generic
 def test_each_batch_has_a_session(kind: type[Runtime]) -> None:
     model = net()
     fast = optimize(model, image(), lowering=kind())
@@ -227,7 +232,7 @@ def test_a_request_points_at_its_own_memory_between_calls(monkeypatch: pytest.Mo
         assert places.isdisjoint({x.data_ptr(), found.data_ptr()})
 
 
-@runtimes
+@generic
 def test_a_runtime_that_writes_to_its_arguments_is_found_out(
     kind: type[Runtime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +256,7 @@ def test_a_runtime_that_writes_to_its_arguments_is_found_out(
     assert right(found, exact(model, x))
 
 
-@runtimes
+@generic
 def test_no_file_stays(kind: type[Runtime], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -261,7 +266,7 @@ def test_no_file_stays(kind: type[Runtime], monkeypatch: pytest.MonkeyPatch, tmp
     assert not os.listdir(tmp_path)
 
 
-@runtimes
+@generic
 def test_a_runtime_that_lies_is_found_out(kind: type[Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
     load = kind.load
 
@@ -303,7 +308,7 @@ def test_what_a_runtime_cannot_do_runs_eagerly(model: nn.Module, reason: str) ->
         assert fast(x).shape == x.shape
 
 
-@runtimes
+@generic
 def test_tensors_of_every_kind_of_grad_mode(kind: type[Runtime]) -> None:
     model = net()
     fast = optimize(model, image(), lowering=kind())

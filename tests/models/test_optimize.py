@@ -32,6 +32,9 @@ EXPECTED: dict[str, tuple[dict[str, int], set[str]]] = {
     "hyper_zzw": ({"fold-constants": 3}, {"linspace", "sin", "meshgrid"}),
 }  # fmt: skip
 
+SLOW = ("yolo_ms", "eca_resnet")
+"""Others have the same layers."""
+
 
 def operators(fast: OptimizedModule) -> list[str]:
     nodes = [node for node in fast.graph_module.graph.nodes if node.op == "call_function"]
@@ -43,7 +46,9 @@ def outputs(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
         return compat.tree_flatten(model(*inputs))[0]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
+)
 def test_the_result_is_the_network_without_what_is_taken_out(name: str) -> None:
     model, inputs = load(name)
     fast = optimize(model, *inputs, lower="eager")

@@ -22,6 +22,7 @@ from rewrite.driver import Refused
 from rewrite.testing import Result, assert_rule
 from rewrite.verify.operators import name_of
 from tests import corpus
+from tests.drawn import COSTLY
 from tests.passes.blocks import NORMS, Block, conv
 from tests.passes.rewriting import rewrite, scatter
 
@@ -106,6 +107,7 @@ class Joined(nn.Module):
 
 @given(st.lists(parts, min_size=2, max_size=4), st.integers(0, 2), st.sampled_from(list(MAPS)), st.booleans(),
        st.integers(0, 99))  # fmt: skip
+@COSTLY
 def test_every_layer_gets_its_slice(drawn: list[Part], dims: int, name: str, apart: bool, seed: int):
     torch.manual_seed(seed)
     model = scatter(Joined(drawn, dims, name, apart))
@@ -240,9 +242,10 @@ def test_a_map_of_the_bias_does_not_come_between():
 
 @pytest.mark.corpus
 def test_mixnet_keeps_no_norm():
-    model = corpus.randomize(corpus.load("mixnet_s"))
-    x = corpus.input_for(model)
-    fast = optimize(model, x, tune="off", lower="eager", cache=False)
+    model = corpus.load("mixnet_s")
+    x = corpus.input_for(model)[..., :64, :64].contiguous()
+    corpus.randomize(model, inputs=x)
+    fast = optimize(model, x, tune="off", lower="eager", cache=False, verify="off")
     made = [commit.rule for record in fast.report.records for commit in record.commits]
     assert made.count(NAME) == 34
     assert not [node for node in fast.graph_module.graph.nodes if "batch_norm" in str(node.target)]

@@ -17,6 +17,7 @@ from rewrite import optimize, winograd
 from rewrite.graph import Graph
 from rewrite.testing import assert_rule
 from rewrite.winograd import evaluation, recognised
+from tests.drawn import COSTLY
 from tests.passes.rewriting import apply, assert_exact, rewrite
 
 ANYWHERE = WinogradConvolution(channels=1)
@@ -45,6 +46,7 @@ def test_every_geometry(layer, shape):
 
 
 @given(data=st.data())
+@COSTLY
 def test_equal_to_the_model(data):
     channels, outputs = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
     padding = data.draw(st.one_of(st.just("same"), st.tuples(st.integers(0, 2), st.integers(0, 2))))

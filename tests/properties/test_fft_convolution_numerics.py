@@ -24,6 +24,7 @@ from rewrite.driver import Driver
 from rewrite.testing import ConvSpec, assert_rule
 from rewrite.trace import capture
 from rewrite.verify import MatchVerifier
+from tests.drawn import COSTLY
 from tests.passes.rewriting import rewrite
 
 ANYWHERE = FftConvolution(saving=0)
@@ -55,12 +56,14 @@ def borders(draw: st.DrawFn, modes: Sequence[str] = MODES, groups: Sequence[int]
 
 
 @given(borders())
+@COSTLY
 def test_every_border(spec: ConvSpec):
     """Against the model and its gradients, in float64 and in its own dtype."""
     assert_rule(ANYWHERE, spec.module(), spec.inputs(), matches=1, batches=(1, 5))
 
 
 @given(borders(modes=["zeros"], groups=[4]), st.data())
+@COSTLY
 def test_a_kernel_of_one_tap_shifts(spec: ConvSpec, data: st.DataObject):
     """Of one channel to itself; a mirrored kernel, or one that is a step off, would shift another way."""
     x = torch.randn(spec.input_shape, dtype=torch.float64)
@@ -84,6 +87,7 @@ def test_a_kernel_of_one_tap_shifts(spec: ConvSpec, data: st.DataObject):
     size=st.integers(2, 12), taps=st.integers(2, 8), step=st.integers(1, 3), padding=st.integers(0, 9),
     short=st.booleans(),
 )  # fmt: skip
+@COSTLY
 def test_the_smallest_circle_is_exact_and_a_smaller_one_is_rejected(
     size: int, taps: int, step: int, padding: int, short: bool
 ):
@@ -103,6 +107,7 @@ def _shortened(short: bool) -> property:
 
 
 @given(length=st.integers(2, 200), taps=st.integers(2, 120), where=st.floats(0, 1), seed=st.integers(0, 9))
+@COSTLY
 def test_the_past_hears_of_a_spike_no_more_than_its_rounding(length: int, taps: int, where: float, seed: int):
     """What lies before a spike differs by its rounding; the sum over taps does not differ at all."""
     torch.manual_seed(seed)
@@ -133,6 +138,7 @@ def test_a_spike_is_heard_of():
     bad=st.sampled_from([math.nan, math.inf, -math.inf]), at=st.tuples(st.integers(0, 1), st.integers(0, 2)),
     place=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
 )  # fmt: skip
+@COSTLY
 def test_what_is_not_finite_anywhere_is_nan_in_its_row(
     size: tuple[int, int], kernel: tuple[int, int], bad: float, at: tuple[int, int], place: tuple[float, float]
 ):
@@ -154,6 +160,7 @@ def test_what_is_not_finite_anywhere_is_nan_in_its_row(
     size=st.integers(1, 60), taps=st.integers(2, 20), low=st.integers(0, 20), more=st.integers(0, 30),
     shape=st.sampled_from([(2, 2, 2), (2, 2, 1), (1, 2, 1)]), stride=st.integers(1, 2),
 )  # fmt: skip
+@COSTLY
 def test_blocks_of_every_length_give_the_same(
     size: int, taps: int, low: int, more: int, shape: tuple[int, int, int], stride: int
 ):

@@ -139,7 +139,7 @@ def merge(graph: Graph) -> Any:
 
 
 @given(cases())
-@settings(max_examples=80)
+@settings(max_examples=min(80, 3 * settings.default.max_examples))
 def test_the_result_stays_the_same_and_costs_no_more(case: Case):
     graph, g = build(case)
     before, expected = cost.count(graph), g.run(graph)[0]

@@ -19,6 +19,7 @@ from rewrite.driver import Driver
 from rewrite.graph import Graph
 from rewrite.ops import Convolution, Linear, view
 from rewrite.testing import ConvSpec, assert_rule, convolutions
+from tests.drawn import COSTLY
 from tests.programs import Program
 
 aten = torch.ops.aten
@@ -109,7 +110,7 @@ def layers(graph: Graph) -> list[Any]:
 
 
 @given(cases())
-@settings(max_examples=60)
+@settings(max_examples=min(60, 2 * settings.default.max_examples))
 def test_all_values_stay_and_fewer_layers_read_the_input(case: Case):
     graph, g = build(case)
     inputs = [g.inputs[0], *(data(case, batch) for batch in (0, 1, 3))]
@@ -138,6 +139,7 @@ def strides(y: Tensor) -> list[int]:
 
 
 @given(cases())
+@COSTLY
 def test_readers_that_need_no_copy_let_all_siblings_merge(case: Case):
     easy = tuple(Sibling(sibling.outputs, sibling.bias, ("relu", "sum", "cat")) for sibling in case.siblings)
     graph, g = build(Case(easy, case.inputs, case.geometry, case.channels_last))

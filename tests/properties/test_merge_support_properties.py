@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from passes import MergeSupport
 from rewrite.testing import assert_rule
+from tests.drawn import COSTLY
 
 
 class Mixer(nn.Module):
@@ -43,6 +44,7 @@ def mixers(draw: st.DrawFn) -> tuple[Mixer, Tensor]:
 
 
 @given(mixers())
+@COSTLY
 def test_mixers(case: tuple[Mixer, Tensor]):
     model, x = case
     result = assert_rule(MergeSupport(), model, x, matches=1)

@@ -103,7 +103,7 @@ def rewritten(g: Program, graph: Graph, step: Step) -> int:
 
 
 @given(branches, st.booleans(), st.sampled_from([1, 3]))
-@settings(max_examples=25)
+@settings(max_examples=min(25, settings.default.max_examples))
 def test_branches_with_the_same_function_become_one(drawn: list[Branch], image: bool, kernel: int):
     g, x = start(image)
     terms = []
@@ -129,7 +129,7 @@ def test_branches_with_the_same_function_become_one(drawn: list[Branch], image: 
     st.tuples(st.sampled_from([1, -1, 2]), st.sampled_from([1, -1, 2])),
     st.booleans(),
 )
-@settings(max_examples=30)
+@settings(max_examples=min(30, settings.default.max_examples))
 def test_two_layers_in_a_row_join_the_layer_beside_them(
     image: bool, kernels: tuple[int, int], rank: int, biases: tuple[bool, ...], factors: tuple[int, int], more: bool
 ):

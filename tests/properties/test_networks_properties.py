@@ -13,9 +13,11 @@ from torch import Tensor
 
 from rewrite import optimize
 from rewrite.testing.networks import Network, networks
+from tests.drawn import COSTLY
 
 
 @given(networks(batches=(2, 1, 3)))
+@COSTLY
 def test_an_optimized_network_is_equal(network: Network) -> None:
     model, inputs = network.module(), network.inputs()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from passes import PatchesAsLinear
 from rewrite.testing import ConvSpec, assert_rule, convolutions
+from tests.drawn import COSTLY
 
 
 @st.composite
@@ -20,6 +21,7 @@ def embeddings(draw: st.DrawFn) -> ConvSpec:
 
 
 @given(embeddings(), st.booleans())
+@COSTLY
 def test_patches(spec: ConvSpec, pointwise: bool):
     taken = set(spec.kernel) != {1} and (pointwise or spec.groups == 1)
     result = assert_rule(PatchesAsLinear(pointwise), spec.module(), spec.inputs(), matches=int(taken))

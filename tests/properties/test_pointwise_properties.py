@@ -7,14 +7,17 @@ from torch import nn
 
 from passes import ConvolutionAsLinear, LinearAsConvolution
 from rewrite.testing import ConvSpec, LinearSpec, assert_rule, convolutions, linears
+from tests.drawn import COSTLY
 
 
 @given(linears(dims=(0, 1, 2, 3)))
+@COSTLY
 def test_linear_layers_as_convolutions(spec: LinearSpec):
     assert_rule(LinearAsConvolution(), spec.module(), spec.inputs(), matches=int(bool(spec.sizes)))
 
 
 @given(convolutions(max_kernel=1))
+@COSTLY
 def test_convolutions_as_linear_layers(spec: ConvSpec):
     module = spec.module()
     inner = module[1] if isinstance(module, nn.Sequential) else module

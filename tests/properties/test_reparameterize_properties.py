@@ -22,6 +22,7 @@ from rewrite.ops import Convolution, value, view
 from rewrite.testing import BatchNormSpec, ConvSpec, assert_rule, batch_norms, convolutions
 from rewrite.testing.exact import difference_modulo
 from rewrite.verify import MatchVerifier
+from tests.drawn import COSTLY
 from tests.passes.blocks import Branches
 from tests.programs import Program
 
@@ -220,6 +221,7 @@ def _assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 @given(cases())
+@COSTLY
 def test_the_sum_stays_what_it_is_and_costs_no_more(case: Case):
     graph, data = build(case)
     before = graph.copy()
@@ -265,6 +267,7 @@ def test_every_merge_passes_verification(case: Case):
     ),
     st.lists(batch_norms(), min_size=2, max_size=2),
 )
+@COSTLY
 def test_the_sum_of_drawn_modules(layers: list[ConvSpec], norms: list[BatchNormSpec]):
     """A norm behind the first of them, and one over the input; gradients, dtypes and batches besides the algebra."""
     sizes = tuple(map(max, *(layer.sizes for layer in layers)))

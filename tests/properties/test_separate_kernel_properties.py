@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from passes import SeparateKernel
 from rewrite.testing import ConvSpec, assert_rule, convolutions
+from tests.drawn import COSTLY
 from tests.properties.kernels import planted
 
 DOUBLE = (torch.float64,)
 
 
 @given(convolutions(dims=2, max_kernel=7, dtypes=DOUBLE), st.integers(1, 3))
+@COSTLY
 def test_separable_kernels(spec: ConvSpec, rank: int):
     g, (rows, columns) = spec.groups, spec.kernel
     inputs, outputs = spec.in_channels // g, spec.out_channels // g

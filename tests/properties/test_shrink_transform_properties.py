@@ -12,6 +12,7 @@ from passes import ShrinkTransform
 from passes.fft_convolution.circle import fast_length
 from passes.shrink_transform.line import Line
 from rewrite.testing import assert_rule
+from tests.drawn import COSTLY
 from tests.passes.transforming import Transformed
 
 
@@ -49,6 +50,7 @@ def programs(draw: st.DrawFn) -> tuple[Transformed, torch.Tensor, list[Line]]:
 
 
 @given(programs(), st.sampled_from([0.0, 1e9]))
+@COSTLY
 def test_transforms(program: tuple[Transformed, torch.Tensor, list[Line]], direct: float):
     module, x, each = program
     result = assert_rule(ShrinkTransform(direct), module, x, batches=(1, 5))

@@ -6,9 +6,11 @@ from hypothesis import given
 
 from passes import SpaceToBatch
 from rewrite.testing import ConvSpec, assert_rule, convolutions
+from tests.drawn import COSTLY
 
 
 @given(convolutions(max_stride=2))
+@COSTLY
 def test_phases(spec: ConvSpec):
     dilated = [i for i in range(spec.dims) if spec.dilation[i] > 1 and spec.kernel[i] > 1]
     taken = bool(dilated) and all(spec.stride[i] == 1 for i in dilated)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from passes import SplitSupport
 from rewrite.testing import ConvSpec, assert_rule, convolutions
+from tests.drawn import COSTLY
 from tests.properties.kernels import inner
 
 
 @given(convolutions(dims=2, depthwise=True, max_kernel=7), st.data())
+@COSTLY
 def test_parts_of_kernels(spec: ConvSpec, data: st.DataObject):
     module = replace(spec, out_channels=spec.in_channels).module()
     conv = inner(module)

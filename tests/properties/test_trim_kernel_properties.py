@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from passes import TrimKernel
 from passes.taps import zero_borders
 from rewrite.testing import ConvSpec, assert_rule, convolutions
+from tests.drawn import COSTLY
 from tests.properties.kernels import inner
 
 
 @given(convolutions(max_kernel=6), st.data())
+@COSTLY
 def test_borders_of_zeros(spec: ConvSpec, data: st.DataObject):
     module = spec.module()
     conv = inner(module)

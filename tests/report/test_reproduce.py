@@ -1,11 +1,12 @@
 """Scripts of single rewrites: they run without this project, and tell right rules from wrong ones.
 
-The scripts run in other processes that cannot import ``rewrite``, many in one because importing torch takes long.
+The scripts run in another process that cannot import ``rewrite``, all in one because importing torch takes long.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import operator
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import typing
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +42,42 @@ from tests.verify.rules import FoldNorm, replacing
 CHANNELS = {"ConvNet": 3, "RepVGG": 8, "MobileOne": 8, "FastViTMixer": 8}
 
 RUNNER = """
-import io, json, runpy, sys
+import io, json, os, runpy, sys
 from contextlib import redirect_stdout
 sys.modules.update(rewrite=None, passes=None, codegen=None)  # importing them raises
-results = []
-for path in sys.argv[1:]:
-    said = io.StringIO()
-    with redirect_stdout(said):
-        try:
-            runpy.run_path(path, run_name="__main__")
-            code = None
-        except SystemExit as end:
-            code = end.code
-        except Exception as error:
-            code = repr(error)
-    results.append([code, said.getvalue()])
-print(json.dumps(results))
+for asked in sys.stdin:
+    results = []
+    for path in json.loads(asked):
+        said = io.StringIO()
+        os.chdir(os.path.dirname(path))
+        with redirect_stdout(said):
+            try:
+                runpy.run_path(path, run_name="__main__")
+                code = None
+            except SystemExit as end:
+                code = end.code
+            except Exception as error:
+                code = repr(error)
+        results.append([code, said.getvalue()])
+    print(json.dumps(results), flush=True)
 """
+
+
+@functools.cache
+def runner() -> subprocess.Popen[str]:
+    """The process that runs all scripts; its errors are shown where they belong to a test."""
+    command = [sys.executable, "-W", "error", "-c", RUNNER]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    """No process is left behind."""
+    yield
+    if runner.cache_info().currsize:
+        runner().communicate()
+        runner.cache_clear()
 
 
 def run_all(folder: Path, scripts: list[str]) -> list[tuple[Any, str]]:
@@ -65,11 +86,14 @@ def run_all(folder: Path, scripts: list[str]) -> list[tuple[Any, str]]:
     for i, text in enumerate(scripts):
         paths.append(folder / f"script_{i}.py")
         paths[-1].write_text(text)
-    command = [sys.executable, "-W", "error", "-c", RUNNER, *map(str, paths)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [(code, said) for code, said in json.loads(done.stdout)]
+    process = runner()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps([*map(str, paths)]) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, f"it ended with status {process.wait()}"
+    return [(code, said) for code, said in json.loads(answer)]
 
 
 def scripts_of(report: Report, each: bool = False) -> dict[str, str]:
@@ -121,8 +145,9 @@ class Mixed(nn.Module):
 
 def test_dtypes_layouts_and_other_arguments(tmp_path):
     scripts: dict[str, str] = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        for layout in (torch.contiguous_format, torch.channels_last):
+    for dtype, layouts in {torch.float32: (torch.channels_last,), torch.bfloat16: (torch.contiguous_format,),
+                           torch.float64: (torch.contiguous_format, torch.channels_last)}.items():  # fmt: skip
+        for layout in layouts:
             model = randomize(Mixed().eval(), inputs=torch.randn(2, 4, 6, 8)).to(dtype).to(memory_format=layout)
             made = scripts_of(report_of(model, torch.randn(2, 4, 6, 8).to(dtype, memory_format=layout)), each=True)
             text = "\n".join(made.values())

@@ -33,6 +33,7 @@ from tests.codegen.triton.kernels import (
     run,
     words,
 )
+from tests.drawn import COSTLY
 
 pytestmark = needs_interpreter
 
@@ -168,7 +169,7 @@ def of_kind(kind: str, region: Region) -> list[Schedule]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=min(settings.default.max_examples, 60))
+@settings(max_examples=min(COSTLY.max_examples, 60))
 @given(data=st.data())
 def test_kernels_agree_with_float64(kind: str, data: st.DataObject) -> None:
     geometry = data.draw(geometries(kind))

@@ -208,9 +208,16 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name, case in CASES.items() for kind in case.kinds], ids=str
-)
+def quick(number: int, case: Case) -> set[str]:
+    """The kinds of a case that are tried each time, which take turns: one of two, two of more."""
+    turn = number % len(case.kinds)
+    return {case.kinds[turn], case.kinds[turn - 2]}
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=[] if kind in quick(number, case) else [pytest.mark.slow])
+    for number, (name, case) in enumerate(CASES.items()) for kind in case.kinds
+])  # fmt: skip
 def test_all_of_it_is_one_kernel(name, kind):
     check_fused(CASES[name], kind)
 

@@ -45,8 +45,9 @@ def short_conv(cut: bool) -> tuple[nn.Module, Tensor]:
 
 
 def timm(name: str, side: int, last: bool) -> tuple[nn.Module, Tensor]:
-    model = corpus.randomize(corpus.load(name)).eval()
+    model = corpus.load(name)
     x = F.interpolate(corpus.input_for(model, 1), (side, side))
+    model = corpus.randomize(model, inputs=x).eval()
     layout = torch.channels_last if last else torch.contiguous_format
     return model.to(memory_format=layout), x.contiguous(memory_format=layout)
 
@@ -54,7 +55,23 @@ def timm(name: str, side: int, last: bool) -> tuple[nn.Module, Tensor]:
 def mixnet() -> tuple[nn.Module, Tensor]:
     """The stem and the first stages, of kernels up to 9x9."""
     model, x = timm("mixnet_s", 32, False)
-    return nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:3]).eval(), x
+    return nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:2], *model.blocks[2][:2]).eval(), x
+
+
+def convnext() -> tuple[nn.Module, Tensor]:
+    """With one block of each width."""
+    model, x = timm("convnext_atto", 64, True)
+    for stage in model.stages:
+        stage.blocks = stage.blocks[:1].eval()
+    return model, x
+
+
+def mobilenetv2() -> tuple[nn.Module, Tensor]:
+    """With the first block of each width, which may have a stride, and one that has none."""
+    model, x = timm("mobilenetv2_050", 32, True)
+    for stage in model.blocks:
+        del stage[2 if stage is model.blocks[1] else 1 :]
+    return model, x
 
 
 def paper(name: str) -> tuple[nn.Module, Tensor]:
@@ -63,12 +80,12 @@ def paper(name: str) -> tuple[nn.Module, Tensor]:
 
 
 CASES: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], int, str]] = {
-    "convnext": (lambda: timm("convnext_atto", 64, True), 10, "permute -> layer_norm"),
+    "convnext": (convnext, 4, "permute -> layer_norm"),
     "inception_next": (lambda: paper("inception_next"), 2, "unchanged"),
     "replknet": (lambda: paper("replknet"), 2, "depthwise"),
     "unireplknet": (lambda: paper("unireplknet"), 2, "depthwise"),
     "dcls": (lambda: paper("dcls_convnext"), 2, "depthwise"),
-    "mobilenetv2": (lambda: timm("mobilenetv2_050", 32, True), 10, "hardtanh -> depthwise"),
+    "mobilenetv2": (mobilenetv2, 6, "hardtanh -> depthwise"),
     "mixnet": (mixnet, 5, "3x3, "),
     "short_conv": (lambda: short_conv(True), 2, "silu"),
     "padded_short_conv": (lambda: short_conv(False), 2, "silu"),

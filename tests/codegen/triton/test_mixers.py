@@ -33,6 +33,7 @@ from tests.codegen.triton.kernels import (
     words,
 )
 from tests.corpus import timm
+from tests.drawn import COSTLY
 
 pytestmark = needs_interpreter
 
@@ -144,8 +145,11 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kinds", [FIRST, LAST], ids=["first", "last"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "kinds"), [
+    pytest.param(name, kinds, id=f"{name}-{ending}",
+                 marks=[] if number % 2 == (kinds is LAST) or name == "inception" else [pytest.mark.slow])
+    for kinds, ending in ((FIRST, "first"), (LAST, "last")) for number, name in enumerate(CASES)
+])  # fmt: skip
 def test_one_launch_computes_all_branches(name, kinds):
     case = CASES[name]
     model, x = case.model(), image(8, kinds)
@@ -234,6 +238,7 @@ def test_mixnet(kinds):
 
 
 @given(data=st.data())
+@COSTLY
 def test_parts_of_any_sizes(data):
     """In any order, with any of them left as they are, and any schedules beside one another."""
     sizes = data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=4))
