@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from passes.low_rank_approximation.chain import Fit, Shape, Step, Steps, balanced
+from passes.low_rank_approximation.chain import Fit, Shape, Step, Steps
+from passes.low_rank_approximation.forms import fitted
 from passes.low_rank_approximation.regression import Metric, Projection, Regression, cholesky, leading, product, ridged
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ LARGEST = 2**20
 """Elements of a kernel up to which it is fitted: each rank takes tens of passes over them."""
 
 ROUNDS = 40
-"""Passes over all factors for each rank."""
+"""Passes over all factors for each rank, at most."""
+
+SLOW = 1e-3
+"""Passes end where one leaves hardly less wrong than the one before, as a part of that."""
+
+GROUPS = 4
+"""Groups up to which kernels are fitted, one after the other."""
 
 SOFT = 1e-4
 """The ridge here: what the data hardly shows is fitted a little too, so that terms stay of one size."""
@@ -35,10 +42,11 @@ def cp(metric: Metric, shape: Shape, pick: Pick) -> Iterator[Fit]:
     (Lebedev et al., Speeding-up Convolutional Neural Networks Using Fine-tuned CP-Decomposition, 2015). Alternating
     least squares under moments that are taken for a product of those of channels and of each axis, from the rank-one
     parts of the largest terms of what the lower rank before left; then A by least squares under the moments as they
-    are. No optimum is certain. Only kernels of up to 2^20 elements are fitted, and those of more than one tap.
+    are. No optimum is certain. Only kernels of up to 2^20 elements in up to four groups are fitted, with ranks up to
+    the number of channels.
     """
     axes = [axis for axis, size in enumerate(shape.kernel) if size > 1]
-    if not axes or metric.flat.numel() > LARGEST:
+    if not axes or metric.flat.numel() > LARGEST or shape.groups > GROUPS:
         return
     groups, outputs, _ = metric.flat.shape
     # along axes of one tap there may be strides
@@ -49,7 +57,7 @@ def cp(metric: Metric, shape: Shape, pick: Pick) -> Iterator[Fit]:
         inner = [Step(_AXES[axis], rank, rank, along, True) for axis, along in zip(axes, moved, strict=True)]
         return Step("narrow", shape.inputs, rank), *inner, Step("wide", rank, outputs)
 
-    ranks = pick(2 * max(outputs, shape.inputs), chain)
+    ranks = pick(max(outputs, shape.inputs), chain)
     if not ranks:
         return
     sizes = metric.sizes
@@ -66,23 +74,21 @@ def cp(metric: Metric, shape: Shape, pick: Pick) -> Iterator[Fit]:
         parts = [torch.stack(each) for each in zip(*sides, strict=True)]
         combined = torch.stack([product(each) for each in sides]).mT
         regression = Regression(metric, Projection(combined, sizes, tuple(range(len(sizes)))))
-        wide, _ = regression.solve(rank)
-        yield _fit(metric, shape, axes, chain(rank), regression, parts, wide)
+        wide, wrong = regression.solve(rank)
+        weights = [*_kernels(shape, axes, parts), wide.reshape(*wide.shape, *[1] * len(shape.kernel))]
+        yield fitted(f"cp {rank}", metric, chain(rank), weights, regression.shift(wide), wrong)
 
 
-def _fit(
-    metric: Metric, shape: Shape, axes: list[int], steps: Steps, regression: Regression, parts: list[Tensor],
-    wide: Tensor,
-) -> Fit:  # fmt: skip
-    ones, rank = [1] * len(shape.kernel), wide.shape[2]
-    weights = [parts[0].mT.reshape(len(wide), rank, shape.inputs, *ones)]
-    for axis, part in zip(axes, parts[1:], strict=True):
+def _kernels(shape: Shape, axes: list[int], parts: list[Tensor]) -> list[Tensor]:
+    """The pointwise kernels ``[groups, R, C, 1, ...]``, and the depthwise ones ``[groups, R, 1, *kernel]``."""
+    narrow, *rest = (part.mT for part in parts)
+    ones = [1] * len(shape.kernel)
+    found = [narrow.reshape(*narrow.shape, *ones)]
+    for axis, part in zip(axes, rest, strict=True):
         kernel = list(ones)
         kernel[axis] = shape.kernel[axis]
-        weights.append(part.mT.reshape(len(wide), rank, 1, *kernel))
-    weights.append(wide.reshape(len(wide), -1, rank, *ones))
-    rounded = tuple(weight.to(metric.dtype) for weight in balanced(steps, weights))
-    return Fit(f"cp {rank}", steps, rounded, regression.shift(wide), metric.error(regression.wrong(wide)))
+        found.append(part.reshape(*part.shape[:2], 1, *kernel))
+    return found
 
 
 def _roots(metric: Metric, axes: tuple[int, ...]) -> Tensor:
@@ -104,13 +110,17 @@ def _alternate(tensor: Tensor, factors: list[Tensor], rank: int) -> list[Tensor]
     """Factors ``[n_i, R]`` of a tensor, from those of a lower rank."""
     factors = _started(tensor, factors, rank)
     factors = [factors[0], *(factor / factor.norm(dim=0).clamp_min(1e-150) for factor in factors[1:])]
+    whole = before = float(tensor.square().sum())
     for _ in range(ROUNDS):
-        factors = _round(tensor, factors)
+        wrong = whole - _round(tensor, factors)
+        if before - wrong <= SLOW * before:
+            break
+        before = wrong
     return factors
 
 
-def _round(tensor: Tensor, factors: list[Tensor]) -> list[Tensor]:
-    """Each factor once by least squares, the outputs last."""
+def _round(tensor: Tensor, factors: list[Tensor]) -> float:
+    """Each factor once by least squares, in place, the outputs last; the energy that is explained."""
     outputs, inputs = tensor.shape[:2]
     taps = tuple(tensor.shape[2:])
     grams = [factor.mT @ factor for factor in factors]
@@ -128,7 +138,7 @@ def _round(tensor: Tensor, factors: list[Tensor]) -> list[Tensor]:
         _solve(factors, grams, d, left.flatten(1).mT)
     right = tensor.reshape(outputs, -1) @ product(factors[1:])
     _solve(factors, grams, 0, right)
-    return factors
+    return float((factors[0] * right).sum())
 
 
 def _solve(factors: list[Tensor], grams: list[Tensor], d: int, right: Tensor) -> None:

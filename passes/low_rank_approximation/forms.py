@@ -5,6 +5,8 @@ Each fits the weights of several ranks, which share what can be shared.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,7 @@ from passes.low_rank_approximation.chain import Fit, Shape, Step, Steps, balance
 from passes.low_rank_approximation.regression import Metric, Projection, Regression, leading, principal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -63,34 +65,59 @@ def spatial(metric: Metric, shape: Shape, pick: Pick) -> Iterator[Fit]:
 
     V spans the best subspace of the matrix with rows :math:`(o, j)` and columns :math:`(c, i)` under the moments of
     the columns, places j taken for alike; H is the best for that V (after Jaderberg et al., Speeding up Convolutional
-    Neural Networks with Low Rank Expansions, 2014). The cheaper axis comes first.
+    Neural Networks with Low Rank Expansions, 2014). That axis comes first with which the subspaces of all ranks that
+    save something leave less.
     """
     if len(shape.kernel) != 2 or min(shape.kernel) < 2:
         return
-    groups, outputs = metric.flat.shape[:2]
-
-    def along(first: int, rank: int) -> Steps:
-        names = ("column", "row") if first == 0 else ("row", "column")
-        return Step(names[0], shape.inputs, rank, (first,)), Step(names[1], rank, outputs, (1 - first,))
-
-    first = min((0, 1), key=lambda axis: shape.products(along(axis, 1)))
-    one, other = shape.kernel[first], shape.kernel[1 - first]
-    ranks = pick(min(shape.inputs * one, outputs * other), lambda rank: along(first, rank))
-    if not ranks:
+    orders = [each for first in (0, 1) if (each := _order(metric, shape, pick, first)) is not None]
+    if not orders:
         return
-    matrix = metric.weight.permute(0, 1, 4 - first, 2, 3 + first).reshape(groups, outputs * other, shape.inputs * one)
-    axes = (0, 1 + first)
-    _, basis = principal(matrix, metric.known.within(metric.sizes, axes))
-    before = (basis.mT @ matrix)[:, : max(ranks)]
-    regression = Regression(metric, Projection(before, metric.sizes, axes))
-    sides = [[1, 1], [1, 1]]
-    sides[first][first], sides[1 - first][1 - first] = one, other
+    order = min(orders, key=lambda each: each.left)
+    groups, outputs = metric.flat.shape[:2]
+    first, ranks = order.first, order.ranks
+    one, other = [1, 1], [1, 1]
+    one[first], other[1 - first] = shape.kernel[first], shape.kernel[1 - first]
+    regression = Regression(metric, Projection(order.before, metric.sizes, (0, 1 + first)))
     for rank in ranks:
-        after, _ = regression.solve(rank * other)
-        steps = along(first, rank)
-        weights = balanced(steps, (before[:, :rank].reshape(groups, rank, shape.inputs, *sides[first]),
-                                   after.reshape(groups, outputs, rank, *sides[1 - first])))  # fmt: skip
-        yield _fit(f"spatial {rank}", metric, regression, after, steps, weights)
+        after, wrong = regression.solve(rank * math.prod(other))
+        weights = (order.before[:, :rank].reshape(groups, rank, shape.inputs, *one),
+                   after.reshape(groups, outputs, rank, *other))  # fmt: skip
+        shift = regression.shift(after)
+        yield fitted(f"spatial {rank}", metric, _along(shape, first, rank), weights, shift, wrong)
+
+
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """Which axis comes first.
+
+    Attributes:
+        first: 0 or 1.
+        ranks: that save something.
+        before: ``[groups, R, C K]``, the kernels along it of all ranks.
+        left: the mean part of the energy that is left out by these ranks.
+    """
+
+    first: int
+    ranks: list[int]
+    before: Tensor
+    left: float
+
+
+def _along(shape: Shape, first: int, rank: int) -> Steps:
+    names = ("column", "row") if first == 0 else ("row", "column")
+    return Step(names[0], shape.inputs, rank, (first,)), Step(names[1], rank, shape.outputs, (1 - first,))
+
+
+def _order(metric: Metric, shape: Shape, pick: Pick, first: int) -> _Order | None:
+    rows, columns = shape.outputs * shape.kernel[1 - first], shape.inputs * shape.kernel[first]
+    ranks = pick(min(rows, columns), lambda rank: _along(shape, first, rank))
+    if not ranks:
+        return None
+    matrix = metric.weight.permute(0, 1, 4 - first, 2, 3 + first).reshape(shape.groups, rows, columns)
+    energies, basis = principal(matrix, metric.known.within(metric.sizes, (0, 1 + first)))
+    left = _left(energies.sum(0))[ranks].mean()
+    return _Order(first, ranks, (basis.mT @ matrix)[:, : max(ranks)], float(left))
 
 
 def tucker(metric: Metric, shape: Shape, pick: Pick) -> Iterator[Fit]:
@@ -124,14 +151,16 @@ def tucker(metric: Metric, shape: Shape, pick: Pick) -> Iterator[Fit]:
     ones = [1] * len(shape.kernel)
     for rank in ranks:
         few = inner[rank]
-        whole, explained = regression.solve(few * taps)
-        wide = leading(explained)[1][:, :, :rank]
-        core = wide.mT @ whole
+        wide = leading(regression.explained(few * taps))[1][:, :, :rank]
+        core, wrong = regression.solve(few * taps, wide)
         steps = chain(rank)
-        weights = balanced(steps, (before[:, :few].reshape(groups, few, shape.inputs, *ones),
-                                   core.reshape(groups, rank, few, *shape.kernel),
-                                   wide.reshape(groups, outputs, rank, *ones)))  # fmt: skip
-        yield _fit(f"tucker {few} x {rank}", metric, regression, wide @ core, steps, weights)
+        weights = (
+            before[:, :few].reshape(groups, few, shape.inputs, *ones),
+            core.reshape(groups, rank, few, *shape.kernel),
+            wide.reshape(groups, outputs, rank, *ones),
+        )
+        shift = regression.shift(core, wide)
+        yield fitted(f"tucker {few} x {rank}", metric, steps, weights, shift, wrong)
 
 
 def _matched(inner: Tensor, outer: Tensor) -> list[int]:
@@ -147,7 +176,9 @@ def _left(energies: Tensor) -> Tensor:
     return (beyond / beyond[0].clamp_min(1e-300)).clamp_min(1e-12)
 
 
-def _fit(text: str, metric: Metric, regression: Regression, found: Tensor, steps: Steps, weights: tuple[Tensor, ...]
-         ) -> Fit:  # fmt: skip
-    rounded = tuple(weight.to(metric.dtype) for weight in weights)
-    return Fit(text, steps, rounded, regression.shift(found), metric.error(regression.wrong(found)))
+def fitted(
+    text: str, metric: Metric, steps: Steps, weights: Sequence[Tensor], shift: Tensor, wrong: float
+) -> Fit:  # fmt: skip
+    """A chain with its weights as they will be: balanced, and in the dtype of the layer's."""
+    rounded = tuple(weight.to(metric.dtype) for weight in balanced(steps, weights))
+    return Fit(text, steps, rounded, shift, metric.error(wrong))

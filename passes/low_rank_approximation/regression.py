@@ -2,8 +2,10 @@ r"""What a change of a layer's weights changes of its outputs, and least squares
 
 .. math:: E\,|D (p - m)|^2 = \operatorname{tr} D S D^\top
 
-for weights that differ by D, the bias taking what the mean makes of it. Solutions are of S with a small ridge: of what
-the data does not show, such as channels that are always zero, the weights are kept as well as they can be.
+for weights that differ by D, the bias taking what the mean makes of it. Solutions are of S shrunk to a multiple of the
+identity, by as much as few patches ask for (oracle approximating shrinkage; Chen, Wiesel, Eldar and Hero, Shrinkage
+Algorithms for MMSE Covariance Estimation, 2010), so that less is fitted to chance: of directions that the data hardly
+shows, such as channels that are always zero, the weights are kept as well as they can be. Errors are of S as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from rewrite.approximation.statistics import Moments
 
 RIDGE = 1e-9
-"""What is added to the diagonal of S, relative to its mean."""
+"""What is added to the diagonal of S at least, relative to its mean."""
+
+_MOST = 0.9
 
 
 class Metric:
@@ -33,14 +37,14 @@ class Metric:
         centre: ``[groups, O]``, the mean of the outputs without the bias.
         variance: that of the outputs, of all channels together.
         energy: the mean square of the outputs, of all channels together.
-        ridge: ``[groups, 1, 1]``, what is added to the diagonal of S.
+        ridge: ``[groups, 1, 1]``, what is added to the diagonal of S where weights are solved for.
         dtype: what fitted weights are rounded to.
         patches: moments of what the layer reads, where they are known.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, centre: Tensor, level: Tensor, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, bias: Tensor, centre: Tensor, ridge: Tensor, dtype: torch.dtype):
         self.weight, self.flat, self.centre, self.dtype = weight, weight.flatten(2), centre, dtype
-        self.ridge = torch.where(level > 0, level * RIDGE, 1.0)[:, None, None]
+        self.ridge = torch.where(ridge > 0, ridge, 1.0)[:, None, None]
         self.energy = float((centre + bias).square().sum())
         self.variance = 0.0
         self.patches: Patches | None = None
@@ -96,12 +100,29 @@ def of_patches(weight: Tensor, bias: Tensor, patches: Patches, dtype: torch.dtyp
     """
     flat = weight.flatten(2)
     products = torch.empty_like(flat)
-    level = flat.new_zeros(len(flat))
+    trace, squares = flat.new_zeros(len(flat)), flat.new_zeros(len(flat))
     for part, rows in patches.covariance():
         products[:, :, part] = flat @ rows.mT
-        level += rows[:, :, part].diagonal(dim1=1, dim2=2).sum(1)
+        trace += rows[:, :, part].diagonal(dim1=1, dim2=2).sum(1)
+        squares += rows.square().sum((1, 2))
     centre = (flat @ patches.mean[:, :, None])[:, :, 0]
-    return Metric(weight, bias, centre, level / flat.shape[2], dtype).see(products=products, patches=patches)
+    ridge = trace / flat.shape[2] * _shrinkage(trace, squares, flat.shape[2], patches.count)
+    return Metric(weight, bias, centre, ridge, dtype).see(products=products, patches=patches)
+
+
+def _shrinkage(trace: Tensor, squares: Tensor, size: int, count: int) -> Tensor:
+    """The ridge that shrinks a covariance best, relative to the mean of its diagonal.
+
+    Args:
+        trace, squares: of it, ``[groups]``; the sum of squares of its elements.
+        size: its rows.
+        count: samples that it was estimated from.
+    """
+    apart = squares - trace.square() / size  # from a multiple of the identity
+    part = ((1 - 2 / size) * squares + trace.square()) / ((count + 1 - 2 / size) * apart)
+    part = torch.where(apart > 0, part, _MOST).clamp(0, _MOST)
+    found: Tensor = (part / (1 - part)).clamp_min(RIDGE)
+    return found
 
 
 def of_outputs(weight: Tensor, bias: Tensor, seen: Moments, dtype: torch.dtype) -> Metric:
@@ -110,7 +131,8 @@ def of_outputs(weight: Tensor, bias: Tensor, seen: Moments, dtype: torch.dtype) 
     blocks = seen.covariance.reshape(groups, outputs, groups, outputs).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     squares = weight.square().flatten(1).sum(1)
     level = torch.where(squares > 0, _trace(blocks) / squares, 0.0)
-    return Metric(weight, bias, seen.mean.reshape(groups, outputs) - bias, level, dtype).see(spread=_even(blocks))
+    centre = seen.mean.reshape(groups, outputs) - bias
+    return Metric(weight, bias, centre, level * RIDGE, dtype).see(spread=_even(blocks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,44 +159,60 @@ class Projection:
         return found.reshape(groups, many, -1, self.matrix.shape[1]).mT.reshape(groups, many, -1)
 
     def gram(self) -> Tensor:
-        """T T^T."""
-        places = 1
-        for a, size in enumerate(self.sizes):
-            places *= 1 if a in self.axes else size
-        eye = torch.eye(places, dtype=self.matrix.dtype, device=self.matrix.device)
-        return torch.stack([torch.kron(part @ part.mT, eye) for part in self.matrix])
+        """``[groups, R, R]``, whose product with an identity over the places is T T^T."""
+        found: Tensor = self.matrix @ self.matrix.mT
+        return found
 
 
 class Regression:
-    """The layer's outputs by least squares from the first of some features."""
+    """The layer's outputs, or orthonormal combinations U of them, by least squares from the first of some features.
+
+    All is from one Cholesky factor, whose leading blocks are those of the leading features.
+    """
 
     def __init__(self, metric: Metric, projection: Projection):
-        patches, flat = metric.known, metric.flat
+        patches, flat, gram = metric.known, metric.flat, projection.gram()
         reduced = [projection.of(rows) for _, rows in patches.covariance()]
         products = torch.cat(reduced, 1)  # S T^T
-        self._metric = metric
-        self._cross = flat @ products
-        self._products = _even(projection.of(products.mT.contiguous()))
+        matrix = _even(projection.of(products.mT))
+        groups, rank = gram.shape[:2]
+        places = matrix.shape[1] // rank
+        by_place = matrix.view(groups, rank, places, rank, places).diagonal(dim1=2, dim2=4)
+        by_place += metric.ridge[..., None] * gram[..., None]
+        self._metric, self._gram, self._places = metric, gram, places
+        self._plain = projection.of(flat)
+        self._factor = cholesky(matrix)
+        cross = flat @ products + metric.ridge * self._plain
+        self._solved = torch.linalg.solve_triangular(self._factor, cross.mT, upper=False)
         self._mean = projection.of(patches.mean[:, None])[:, 0]
-        self._ridged_cross = self._cross + metric.ridge * projection.of(flat)
-        self._ridged = self._products + metric.ridge * projection.gram()
 
-    def solve(self, count: int) -> tuple[Tensor, Tensor]:
-        """``H = [groups, O, count]`` from so many features, and the covariance of the outputs that it explains."""
-        cross = self._ridged_cross[:, :, :count]
-        found: Tensor = torch.cholesky_solve(cross.mT, cholesky(self._ridged[:, :count, :count])).mT
-        return found, _even(found @ cross.mT)
+    def explained(self, count: int) -> Tensor:
+        """``[groups, O, O]``, the covariance of the outputs that so many features explain."""
+        some = self._solved[:, :count]
+        found: Tensor = some.mT @ some
+        return found
 
-    def wrong(self, found: Tensor) -> float:
-        """The mean energy of what outputs ``H z`` have wrong, biases fitted."""
-        count = found.shape[2]
-        cross = (found * self._cross[:, :, :count]).sum()
-        square = ((found @ self._products[:, :count, :count]) * found).sum()
-        return max(0.0, self._metric.variance - 2 * float(cross) + float(square))
+    def solve(self, count: int, basis: Tensor | None = None) -> tuple[Tensor, float]:
+        """``H = [groups, O or r, count]``, and the mean energy of what ``H z``, or ``U H z``, has wrong, biases fitted.
 
-    def shift(self, found: Tensor) -> Tensor:
-        """``[groups, O]``, what the bias gains with outputs ``H z``."""
-        return self._metric.centre - (found @ self._mean[:, : found.shape[2], None])[:, :, 0]
+        Args:
+            count: features.
+            basis: U, ``[groups, O, r]``; None for all outputs.
+        """
+        some, plain = self._solved[:, :count], self._plain[:, :, :count]
+        if basis is not None:
+            some, plain = some @ basis, basis.mT @ plain
+        found: Tensor = torch.linalg.solve_triangular(self._factor[:, :count, :count].mT, some, upper=True).mT
+        rank = count // self._places
+        by_place = found.reshape(*found.shape[:2], rank, self._places)
+        square = torch.einsum("gorp,grs,gosp->g", by_place, self._gram[:, :rank, :rank], by_place)
+        ridged = (2 * (found * plain).flatten(1).sum(1) - square) * self._metric.ridge.flatten()
+        return found, max(0.0, self._metric.variance - float(some.square().sum()) + float(ridged.sum()))
+
+    def shift(self, found: Tensor, basis: Tensor | None = None) -> Tensor:
+        """``[groups, O]``, what the bias gains with outputs ``H z``, or ``U H z``."""
+        given = found @ self._mean[:, : found.shape[2], None]
+        return self._metric.centre - (given if basis is None else basis @ given)[:, :, 0]
 
 
 def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
