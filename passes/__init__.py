@@ -36,6 +36,7 @@ Choices, which are better here and worse there, so that they are made only where
 Approximations, which change the function, so that they need data and a budget (:func:`rewrite.approximate`):
 
 - :mod:`passes.inception`: depthwise convolutions as inception mixers
+- :mod:`passes.low_rank_approximation`: convolutions and linear layers as chains of low rank
 - :mod:`passes.prune_filters`: hidden channels that make little difference, removed
 
 Shared between them are :mod:`passes.affine`, a batch norm as an affine map, :mod:`passes.layout`, channels through
@@ -60,6 +61,7 @@ from passes.fold_affine import FoldAffine, FoldBatchNorm, FoldLayerScale
 from passes.fold_constants import FoldConstants
 from passes.hoist_pooling import HoistPooling, HoistSharedPooling
 from passes.inception import Inception
+from passes.low_rank_approximation import LowRank
 from passes.merge_linear import MergeLinear
 from passes.merge_low_rank import MergeLowRank
 from passes.merge_selection import MergeSelection
@@ -95,7 +97,7 @@ STEPS: tuple[type[Step], ...] = (
 """Every step that pipelines can name."""
 
 
-APPROXIMATIONS: tuple[type[Approximation], ...] = (Inception, PruneFilters)
+APPROXIMATIONS: tuple[type[Approximation], ...] = (Inception, LowRank, PruneFilters)
 """Every rule that :func:`rewrite.approximate` can name."""
 
 
