@@ -213,9 +213,10 @@ class Builder:
             role: what it is, at the end of its name, which begins with the path of the match's module.
             tensor: its value; copied. A parameter where it has a floating-point dtype.
         """
-        base = module_path(self._match.anchor) or self._match.anchor.name
+        path, anchor = module_path(self._match.anchor), self._match.anchor.name
+        base = f"{path}.{anchor}" if path else anchor  # a module may be called several times
         known = {*self.graph.weights, *self.fragment.constants}
-        places = itertools.chain((base, self._match.anchor.name), (f"{base}_{i}" for i in itertools.count(1)))
+        places = itertools.chain((base, anchor), (f"{base}_{i}" for i in itertools.count(1)))
         name = next(f"{place}.{role}" for place in places if not clashes(f"{place}.{role}", known))
         copied = tensor.detach().clone(memory_format=torch.contiguous_format)
         value = nn.Parameter(copied) if copied.is_floating_point() else copied

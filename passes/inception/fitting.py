@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from passes.low_rank_approximation.regression import cholesky
+
 if TYPE_CHECKING:
     from passes.inception.patches import Patches
     from passes.inception.supports import Support
@@ -107,10 +109,9 @@ def _fit(weight: Tensor, centred: Tensor, support: Support) -> tuple[Tensor, ...
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve ``[C, n, n]`` systems with positive matrices, which may be singular: a dead channel has zeros only."""
     scale = matrix.diagonal(dim1=1, dim2=2).mean(1)
-    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
     added = torch.where(scale > 0, scale * RIDGE, 1.0)
-    factor = torch.linalg.cholesky(matrix + added[:, None, None] * eye)
-    return torch.cholesky_solve(right, factor)
+    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    return torch.cholesky_solve(right, cholesky(matrix + added[:, None, None] * eye))
 
 
 def _separable(weight: Tensor, centred: Tensor, rank: int) -> tuple[Tensor, Tensor]:

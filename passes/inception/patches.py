@@ -28,8 +28,9 @@ _CHUNK = 2**23
 class Patches:
     """The second moments of a depthwise convolution's patches.
 
-    Of kernels of more than 169 taps only products by distance are kept: the border is then taken for interior, which
-    it is for most outputs of images that are larger than the kernel.
+    Of kernels of more than 169 taps only products by distance are kept, of all places where the kernel meets the image,
+    with zeros around it: the border is then taken for interior, which it is for most outputs of images that are larger
+    than the kernel, and the mean counts as zero, so that no bias is fitted.
 
     Args:
         conv: whose; of two dimensions, each channel its own.
@@ -84,7 +85,7 @@ class Patches:
             lags = torch.fft.irfft2(spectrum.abs().square(), s=size)
             found += lags[:, index[0][:, None], index[1][None, :]]
         count = x.shape[0] * math.prod(n - r for n, r in zip(x.shape[2:], reach, strict=True))
-        total = x.sum((0, 2, 3))[:, None].expand(-1, self.taps).clone()
+        total = torch.zeros(x.shape[1], self.taps, dtype=torch.float64, device=x.device)
         return found, total, count
 
     @property

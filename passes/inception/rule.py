@@ -18,6 +18,7 @@ from passes.inception.supports import Support, supports
 from passes.split_support import is_depthwise, keeps_position
 from passes.taps import axes_of, best_cuts, convolve_cut, zero_borders
 from rewrite.approximation.contract import Approximation, Option, Watch
+from rewrite.approximation.trial import relative
 from rewrite.errors import PipelineError
 from rewrite.ops import Convolution, value, view_as
 from rewrite.rule import Match, Miss
@@ -89,7 +90,7 @@ class Inception(Approximation):
             raise PipelineError(f"ratio is {self.ratio}; give the part of the channels of each branch, up to 1/3")
 
     def find(self, graph: Graph, dirty: Iterable[Node]) -> Iterator[Match | Miss]:
-        """One match or miss for each depthwise convolution of more taps than a square has."""
+        """One match or miss for each depthwise convolution of more than one tap."""
         for node in dirty:
             conv = view_as(node, Convolution)
             if conv is None or conv.dims != 2 or conv.transposed or not is_depthwise(conv):
@@ -117,7 +118,7 @@ class Inception(Approximation):
         for chosen in kinds:
             if bool((chosen < len(found) - 1).any()):
                 left = float(wrong.gather(1, chosen[:, None]).sum())
-                option = _option(found, chosen, (left / whole) ** 0.5 if whole > 0 else 0.0)
+                option = _option(found, chosen, relative(left, whole))
                 options.setdefault(tuple(chosen.tolist()), option)
         return list(options.values())
 

@@ -72,7 +72,7 @@ def hidden_behind(graph: Graph, node: Node) -> Hidden | Refusal | None:
         current = step.input
     if isinstance(writer, Linear) != isinstance(reader, Linear):
         return None
-    if affine.outputs_of(writer) < 2:
+    if affine.outputs_of(writer) < 2 or value(reader.input).dim() < 2:
         return None
     for layer in (writer, reader, *(step for step in between if isinstance(step, Convolution))):
         refusal = affine.layer_refusal(graph, layer)

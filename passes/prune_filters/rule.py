@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from passes import affine
@@ -14,6 +16,7 @@ from passes.prune_filters.elimination import Kept, eliminate
 from passes.prune_filters.hidden import Hidden, Layer, hidden_behind
 from rewrite.approximation.contract import Approximation, Option, Watch
 from rewrite.approximation.statistics import Moments
+from rewrite.approximation.trial import relative
 from rewrite.errors import PipelineError
 from rewrite.ops import Activation, Convolution, Linear, value
 from rewrite.rule import Match, Miss, Refusal
@@ -40,7 +43,8 @@ class PruneFilters(Approximation):
     do depthwise convolutions between.
 
     Where the second layer has a kernel of more than one tap, the covariance is that of single positions, so that the
-    predicted error is an estimate: too low where neighbours are alike.
+    predicted error is an estimate: too low where neighbours are alike. Where it pads, moments about zero stand for
+    covariances and the bias stays, since the mean of what it reads is another one at the border.
 
     Attributes:
         steps: how many numbers of channels are tried, in even steps.
@@ -88,11 +92,14 @@ class PruneFilters(Approximation):
         taps = weight.shape[2]
         flat = weight.transpose(1, 2).flatten(0, 1)  # [O * taps, C]: taps are taken for independent
         whole = float(seen["output"].mean)
-        options = []
-        for kept in eliminate(flat, moments, self._counts(hidden.channels)):
-            error = (kept.wrong / whole) ** 0.5 if whole > 0 else 0.0
+        pads = isinstance(hidden.reader, Convolution) and any(map(any, hidden.reader.padding))
+        options: list[Option] = []
+        for kept in eliminate(flat, moments, self._counts(hidden.channels), centred=not pads):
+            error = relative(kept.wrong, whole)
             columns = kept.weight.reshape(len(weight), taps, -1).transpose(1, 2)
             shift = (weight.sum(2) @ moments.mean) - columns.sum(2) @ moments.mean[kept.channels]
+            if pads:
+                shift = torch.zeros_like(shift)
             text = f"{len(kept.channels)} of {hidden.channels} channels"
             options.append(Option(text, error, Pruned(kept, columns, shift)))
         return options
@@ -100,8 +107,8 @@ class PruneFilters(Approximation):
     def _counts(self, channels: int) -> set[int]:
         low = self.least * channels
         wanted = (low + (channels - low) * step / self.steps for step in range(self.steps))
-        counts = {max(1, round(count / self.multiple)) * self.multiple for count in wanted}
-        return {count for count in counts if count < channels} or {max(1, channels // 2)}
+        counts = {math.ceil(count / self.multiple) * self.multiple for count in wanted}
+        return {count for count in counts if count < channels}
 
     def rewrite(self, match: Match, g: Builder) -> Node:
         """The same operators with fewer channels."""
@@ -112,7 +119,9 @@ class PruneFilters(Approximation):
         for number, step in enumerate(hidden.between):
             x = step.on(g, x) if isinstance(step, Activation) else _depthwise(g, step, x, kept, number)
         reader = hidden.reader
-        bias = pruned.shift if reader.bias is None else g.graph.value(reader.bias).double() + pruned.shift
+        bias = pruned.shift if bool(pruned.shift.any()) else None
+        if reader.bias is not None:
+            bias = g.graph.value(reader.bias).double() + pruned.shift
         return _layer(g, reader, x, "reader", _as_stored(reader, pruned.columns), bias)
 
 

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 import passes
 from passes.select import Select
+from rewrite import compat
 from rewrite.api.arguments import exclusions_of, require_original
 from rewrite.api.optimizing import optimize
 from rewrite.approximation import ApproximatedModule, Approximation, Entry, Ledger
 from rewrite.approximation.calibration import Batches, call_of
+from rewrite.approximation.ledger import parameters
 from rewrite.approximation.search import Goal, Search
 from rewrite.errors import InputError, PipelineError
 from rewrite.gain import total
-from rewrite.graph import Graph
+from rewrite.graph import Graph, is_random
 from rewrite.pipeline import Pipeline
 from rewrite.progress import Progress
+from rewrite.provenance import called
+from rewrite.trace import unwrap
 from rewrite.weights import WeightProgram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rewrite.approximation.search import Candidate, Turn
+    from rewrite.approximation.sites import Site
 
 
 def approximate(
@@ -48,8 +56,9 @@ def approximate(
     Args:
         model: a module in evaluation mode; not changed, nor shared: the result has weights of its own.
         batches: calibration data, as inputs of the model: a tensor, a tuple of positional arguments, or a dict of
-            keyword arguments each. Statistics are kept, not batches, so there may be any number of them; one in four
-            is held out, at most two. Rules of whole regions, with others behind them, read the batches several times.
+            keyword arguments each. Statistics are kept, not batches, so there may be many; they are read to the end.
+            One in four is held out, at most two. Rules of whole regions, with others behind them, read the batches
+            several times.
         rules: names with options, ``"inception{square=3}, low-rank"``, or instances; see ``passes.APPROXIMATIONS``.
         max_error: of the model's outputs on held-out data: the root of the sum of squares of the difference, over that
             of the outputs; of several outputs the largest.
@@ -69,13 +78,32 @@ def approximate(
         CaptureError: the model cannot be captured.
     """
     require_original(model, "approximate")
+    if compat.is_any_autocast():
+        raise InputError("autocast is on, and errors are measured in the model's own dtypes; leave the context")
+    model = unwrap(model)
     chosen = approximations_of(rules)
     _check_goal(max_error, max_site_error, saving)
     data = Batches(batches, inputs)
+    with torch.inference_mode(False):
+        return _approximated(model, data, chosen, (max_error, max_site_error, saving), exclude)
+
+
+def _approximated(
+    model: nn.Module,
+    data: Batches,
+    chosen: Sequence[Approximation],
+    budget: tuple[float | None, float | None, float | None],
+    exclude: str | Iterable[str],
+) -> ApproximatedModule:
+    max_error, max_site_error, saving = budget
     excluded = exclusions_of(exclude, model, Pipeline(()))
     args, kwargs = call_of(data.example)
     fast = optimize(model, args, kwargs, pipeline=_exact(), lower="eager", tune="off", exclude=excluded, cache=False)
-    source = independent(*fast.program(), dict(model.named_parameters()))
+    source = independent(*fast.program(), dict(model.named_parameters(remove_duplicate=False)))
+    random = next((node for node in source.calls() if is_random(node)), None)
+    if random is not None:
+        raise InputError(f"{called(random)} draws random numbers, so that no two runs can be compared; approximate the "
+                         "model without it")  # fmt: skip
     before = total(source)
     goal = Goal(
         math.inf if max_error is None else max_error,
@@ -93,6 +121,10 @@ def approximations_of(given: Any) -> tuple[Approximation, ...]:
     Raises:
         PipelineError: an unknown name or option, something that is no approximation, or nothing.
     """
+    if isinstance(given, type) or not isinstance(given, (str, Approximation, Iterable)):
+        raise PipelineError(
+            f"rules={given!r} is no approximation; name some of {', '.join(_names())}, or pass instances"
+        )
     parts = (given,) if isinstance(given, (str, Approximation)) else tuple(given)
     found: list[Approximation] = []
     for part in parts:
@@ -119,7 +151,7 @@ def _check_goal(max_error: Any, max_site_error: Any, saving: Any) -> None:
     for name, number in (("max_error", max_error), ("max_site_error", max_site_error), ("saving", saving)):
         if number is None:
             continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+        if isinstance(number, bool) or not _is_number(number) or not number > 0:
             raise InputError(f"{name}={number!r} is no budget; pass a number above 0")
     if saving is not None and saving >= 1:
         raise InputError(f"saving={saving!r} is not below 1; pass the part of the time that is to be saved")
@@ -129,18 +161,22 @@ def _check_goal(max_error: Any, max_site_error: Any, saving: Any) -> None:
         raise InputError("there is no budget; pass max_error=, max_site_error= or saving=")
 
 
+def _is_number(given: Any) -> bool:
+    return isinstance(given, numbers.Real)  # those of NumPy too
+
+
 def _exact() -> Pipeline:
     """The default pipeline without choices of algorithms, which hide what is approximated."""
     return Pipeline(tuple(step for step in passes.default_pipeline() if not isinstance(step, Select)))
 
 
-def independent(graph: Graph, weights: Mapping[str, Tensor], parameters: Container[str]) -> Graph:
+def independent(graph: Graph, weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> Graph:
     """The graph with weights of its own, which are not refolded any more.
 
     Args:
         graph: not changed.
         weights: their values.
-        parameters: the names of those that are parameters of the model; what was folded becomes one too.
+        parameters: those of the model, by all their names; what was folded from one is a parameter too.
     """
     twin = graph.copy()
     used = {str(node.target) for node in twin.nodes if node.op == "get_attr"}
@@ -148,17 +184,35 @@ def independent(graph: Graph, weights: Mapping[str, Tensor], parameters: Contain
     found: dict[str, Tensor] = {}
     for name in sorted(used):
         value = weights[name].detach().clone()
-        trained = name in parameters or name in graph.program.results
-        found[name] = nn.Parameter(value) if trained and value.is_floating_point() else value
+        origins = [parameters[each] for each in _origins(graph, name) if each in parameters]
+        trained = bool(origins) and value.is_floating_point()
+        found[name] = nn.Parameter(value, any(each.requires_grad for each in origins)) if trained else value
     return Graph(twin.fx, found, graph.signature, graph.fake_mode, WeightProgram())
+
+
+def _origins(graph: Graph, name: str) -> set[str]:
+    """The names of the tensors of the model that a weight is computed from."""
+    node = graph.program.results.get(name)
+    if node is None:
+        return {name}
+    found: set[str] = set()
+    seen, stack = {node}, [node]
+    while stack:
+        each = stack.pop()
+        if each.op == "get_attr":
+            found.add(str(each.target))
+        stack += [operand for operand in each.all_input_nodes if operand not in seen]
+        seen.update(each.all_input_nodes)
+    return found
 
 
 def _result(
     name: str, rules: Sequence[Approximation], source: Graph, search: Search, data: Batches
 ) -> ApproximatedModule:
     entries = [_entry(turn, candidate) for turn in search.turns for candidate in _told(turn)]
-    left = [_left(turn, site) for turn in search.turns for site in turn.sites
-            if site.name not in {entry.site for entry in entries}]  # fmt: skip
+    told = {(entry.site, entry.rule) for entry in entries}
+    left = [_left(turn, site, search.goal) for turn in search.turns for site in turn.sites
+            if (site.name, site.rule.name) not in told]  # fmt: skip
     order = {node.name: i for i, node in enumerate(source.nodes)}
     ordered = sorted([*entries, *left], key=lambda entry: order.get(entry.site, len(order)))
     student = ApproximatedModule(source, search.taken)
@@ -170,7 +224,7 @@ def _result(
         drift=search.turns[-1].drift,
         before=total(source),
         after=total(student.graph),
-        parameters=(_parameters(source), _parameters(student.graph)),
+        parameters=(parameters(source), parameters(student.graph)),
         fitted=data.fitted,
         held_out=len(data.held_out),
         seconds=search.seconds,
@@ -192,7 +246,7 @@ def _entry(turn: Turn, each: Candidate) -> Entry:
     )  # fmt: skip
 
 
-def _left(turn: Turn, site: Any) -> Entry:
+def _left(turn: Turn, site: Site, goal: Goal) -> Entry:
     """The entry of a site where nothing was chosen: its option that was measured, if it has any."""
     mine = [each for each in turn.candidates if each.site is site]
     if not mine:
@@ -203,9 +257,16 @@ def _left(turn: Turn, site: Any) -> Entry:
     return Entry(
         site.name, site.rule.name, site.module, site.source, each.priced.option.text, "left", each.predicted,
         each.measured, each.reach * each.predicted, each.drift, None, each.priced.before, each.priced.after,
-        "others save more within the budget",
+        _reason(turn, mine, goal),
     )  # fmt: skip
 
 
-def _parameters(graph: Graph) -> int:
-    return sum(tensor.numel() for tensor in graph.weights.values() if isinstance(tensor, nn.Parameter))
+def _reason(turn: Turn, mine: Sequence[Candidate], goal: Goal) -> str:
+    """Why none of the options of a site was chosen."""
+    places = range(mine[0].site.first, mine[0].site.last + 1)
+    if any(each.site.first in places or mine[0].site.first in range(each.site.first, each.site.last + 1)
+           for each in turn.chosen):  # fmt: skip
+        return "another approximation of these operators saves more"
+    if min(each.expected for each in mine) > goal.max_error:
+        return "it is over the budget alone"
+    return "it is not needed for the saving" if goal.saved is not None else "others save more within the budget"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from rewrite import compat
@@ -13,10 +14,14 @@ from rewrite.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch.fx import Node
+
     from rewrite.graph import Graph
 
 EVERY = 4
 """One of so many batches is held out."""
+
+_NOTHING = object()
 
 KEPT = 2
 """Held-out batches that are kept in memory at most; what comes later is fitted to."""
@@ -40,12 +45,35 @@ def flat_of(graph: Graph, batch: Any, number: int) -> list[Any]:
                          "batches of one kind, or inputs= to take the arguments out of them")  # fmt: skip
     for node, found in zip(graph.inputs, flat, strict=True):
         recorded = node.meta.get("val")
-        if not isinstance(recorded, Tensor):
-            continue
-        if not isinstance(found, Tensor):
-            raise InputError(f"batch {number} has {type(found).__name__} for '{node.target}'; pass a tensor")
-        _check(node.target, recorded, found, number)
+        if isinstance(recorded, Tensor) and isinstance(found, Tensor) and found.numel() == 0:
+            raise InputError(f"batch {number} is empty: '{node.target}' has shape {list(found.shape)}; leave it out")
+        reason = mismatch(node, found)
+        if reason:
+            raise InputError(f"batch {number} has {reason}; pass batches of one kind")
+        if isinstance(recorded, Tensor):
+            _check(node.target, recorded, found, number)
     return flat
+
+
+def mismatch(node: Node, found: Any) -> str:
+    """What an argument has that the program was not made for, in words; '' where it fits.
+
+    Args:
+        node: a placeholder with the value of the first call recorded.
+        found: what is given.
+    """
+    recorded = node.meta.get("val")
+    if not isinstance(recorded, Tensor):
+        free = isinstance(recorded, torch.SymInt) and type(found) is int
+        fits = free or (type(found) is type(recorded) and bool(found == recorded))
+        return "" if fits else f"'{node.target}' of {found!r}, not {recorded!r}"
+    if not isinstance(found, Tensor):
+        return f"{type(found).__name__} for the tensor '{node.target}'"
+    sizes: list[Any] = list(recorded.shape)  # symbols where any size does
+    if found.dim() == len(sizes) and all(type(a) is not int or a == b for a, b in zip(sizes, found.shape, strict=True)):
+        return ""
+    said = ", ".join(str(size) if type(size) is int else "any" for size in sizes)
+    return f"'{node.target}' of shape {list(found.shape)}, not [{said}]"
 
 
 def call_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -56,15 +84,10 @@ def call_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _check(name: Any, recorded: Tensor, found: Tensor, number: int) -> None:
-    if found.numel() == 0:
-        raise InputError(f"batch {number} is empty: '{name}' has shape {list(found.shape)}; leave it out")
-    wanted: list[Any] = list(recorded.shape)  # symbols where any size does
-    if found.dim() != len(wanted) or any(type(a) is int and a != b for a, b in zip(wanted, found.shape, strict=True)):
-        said = ", ".join(str(size) if type(size) is int else "any" for size in wanted)
-        raise InputError(f"batch {number} has '{name}' of shape {list(found.shape)}, and the first one says [{said}]; "
-                         "pass batches of one shape")  # fmt: skip
     if found.dtype != recorded.dtype:
         raise InputError(f"batch {number} has '{name}' in {found.dtype}, and the first one in {recorded.dtype}")
+    if found.device != recorded.device:
+        raise InputError(f"batch {number} has '{name}' on {found.device}, and the first one on {recorded.device}")
     if found.is_floating_point() and not bool(found.isfinite().all()):
         raise InputError(f"batch {number} has NaN or infinities in '{name}'; nothing can be fitted to these")
 
@@ -80,17 +103,19 @@ class Batches:
         inputs: takes the arguments out of a batch.
 
     Raises:
-        InputError: it is not iterable, or there is no batch.
+        InputError: it is not iterable, there is no batch, or ``inputs`` is no function.
     """
 
     def __init__(self, given: Iterable[Any], inputs: Callable[[Any], Any] | None = None):
+        if inputs is not None and not callable(inputs):
+            raise InputError(f"inputs={inputs!r} is no function; pass one that takes a batch, or leave it out")
         if isinstance(given, (Tensor, str, dict)) or not isinstance(given, Iterable):
             kind = "a tensor" if isinstance(given, Tensor) else type(given).__name__
             raise InputError(f"batches is {kind}; pass an iterable of batches, such as a DataLoader or a list")
         self._given, self._inputs = given, inputs
         self._rest = iter(given)
-        first = next(self._rest, None)
-        if first is None:
+        first = next(self._rest, _NOTHING)
+        if first is _NOTHING:
             raise InputError("batches has no batch; pass at least one, of two samples or more")
         self.example = self._taken(first)
         self.held_out: list[list[Any]] = []

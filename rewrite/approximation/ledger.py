@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
+from rewrite.gain import total
 from rewrite.report.text import scaled, table, wrapped
 
 if TYPE_CHECKING:
     from rewrite.gain import Work
+    from rewrite.graph import Graph
 
 State = Literal["taken", "rolled back", "left", "undone"]
 
@@ -66,7 +70,8 @@ class Ledger:
         rules: what was asked for, as text.
         entries: one for each site.
         refused: where a rule began to match and did not, as text.
-        drift: the error of the program's outputs with all that was taken, on the held-out batches.
+        drift: the error of the program's outputs with all that was taken, on the held-out batches; None once sites were
+            undone, since when nothing has been measured.
         before, after: the work of one sample, time by a nominal roofline.
         parameters: numbers of weights before and after.
         fitted, held_out: how many batches weights were fitted to and errors were measured on.
@@ -77,7 +82,7 @@ class Ledger:
     rules: str
     entries: tuple[Entry, ...]
     refused: tuple[str, ...]
-    drift: float
+    drift: float | None
     before: Work
     after: Work
     parameters: tuple[int, int]
@@ -96,6 +101,13 @@ class Ledger:
         """The sites that are approximated."""
         return tuple(entry for entry in self.entries if entry.state == "taken")
 
+    def without(self, sites: Collection[str], graph: Graph) -> Ledger:
+        """The ledger once some sites are undone, which leaves a program."""
+        entries = [replace(entry, state="undone") if entry.state == "taken" and entry.site in sites else entry
+                   for entry in self.entries]  # fmt: skip
+        numbers = self.parameters[0], parameters(graph)
+        return replace(self, entries=tuple(entries), drift=None, after=total(graph), parameters=numbers)
+
     def to_dict(self) -> dict[str, Any]:
         """The same as data for JSON."""
         return asdict(self)
@@ -103,7 +115,19 @@ class Ledger:
     def __str__(self) -> str:
         head = f"{self.model_name}: {len(self.taken)} of {len(self.entries)} sites approximated by {self.rules}"
         rows: list[tuple[str, ...]] = [
-            ("site", "rule", "option", "error", "predicted", "output", "predicted", "so far", "FLOPs", "bytes")
+            (
+                "site",
+                "module",
+                "rule",
+                "option",
+                "error",
+                "predicted",
+                "output",
+                "predicted",
+                "so far",
+                "FLOPs",
+                "bytes",
+            )
         ]
         rows += [_row(entry) for entry in self.entries if entry.state in ("taken", "undone")]
         lines = [*wrapped("", head, 2)]
@@ -140,11 +164,16 @@ def _row(entry: Entry) -> tuple[str, ...]:
     def said(error: float | None) -> str:
         return "" if error is None else f"{error:.2g}"
 
-    name = entry.module if entry.state == "taken" else f"{entry.module} (undone)"
-    return (name, entry.rule, entry.option, said(entry.measured), said(entry.predicted), said(entry.measured_drift),
-            said(entry.predicted_drift), said(entry.drift), _change(entry.before.flops, entry.after.flops),
+    name = entry.site if entry.state == "taken" else f"{entry.site} (undone)"
+    return (name, entry.module, entry.rule, entry.option, said(entry.measured), said(entry.predicted),
+            said(entry.measured_drift), said(entry.predicted_drift), said(entry.drift), _change(entry.before.flops, entry.after.flops),
             _change(entry.before.bytes, entry.after.bytes))  # fmt: skip
 
 
 def _change(old: float, new: float) -> str:
     return f"{100 * (new - old) / old:+.0f} %" if old else ""
+
+
+def parameters(graph: Graph) -> int:
+    """The elements of a program's parameters."""
+    return sum(tensor.numel() for tensor in graph.weights.values() if isinstance(tensor, nn.Parameter))

@@ -13,7 +13,8 @@ from rewrite.approximation.budget import Offer, least_error, most_saved
 from rewrite.approximation.calibration import Batches
 from rewrite.approximation.sites import Priced, Site, find_sites, replacement
 from rewrite.approximation.student import Taken, built
-from rewrite.approximation.trial import Drift, Swap, Trial
+from rewrite.approximation.trial import Drift, Swap, Trial, compares
+from rewrite.errors import InputError
 from rewrite.gain import total
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Search:
         progress: told how much of how much is done.
 
     Attributes:
+        goal: what is asked for.
         turns: what came of each.
         taken: all that was chosen, in order.
         seconds: how long each phase took.
@@ -134,7 +136,7 @@ class Search:
     ):
         self._source = graph
         self._batches = batches
-        self._goal = goal
+        self.goal = goal
         self._exclude = exclude
         self._progress = progress
         self._wanted: list[list[Any]] = []
@@ -163,7 +165,7 @@ class Search:
 
     def _share(self, left: int, before: float, now: float) -> Goal:
         """What a turn may spend, or has to save, of what is left for so many turns."""
-        goal = self._goal
+        goal = self.goal
         if goal.saved is not None:
             return replace(goal, saved=max(0.0, goal.saved - (before - now)) / left)
         spent = self.turns[-1].drift if self.turns else 0.0
@@ -175,9 +177,13 @@ class Search:
         with self._timed("fitting"):
             self._see(graph, trial, sites)
         self._wanted = self._wanted or trial.outputs()
+        if not any(compares(output) for output in self._wanted[0]):
+            raise InputError("no output of the model is a tensor of real or complex numbers, so that no error can be "
+                             "measured; approximate a part of it that gives some, such as logits")  # fmt: skip
         with self._timed("offers"):
-            for site in sites:
+            for done, site in enumerate(sites, start=1):
                 site.price(graph)
+                self._progress(done, len(sites))
         candidates = [Candidate(site, priced) for site in sites for priced in site.offers
                       if priced.option.error <= goal.max_site_error]  # fmt: skip
         turn = Turn(sites, candidates, refused=[str(miss) for miss in misses])
@@ -226,6 +232,9 @@ class Search:
             dropped |= bad
             if not bad and drift <= goal.max_error:
                 break
+            if bad and goal.saved is None:
+                # the option of a site that is not too far off by what was seen of another one
+                dropped |= {each for each in free if each.trust * each.predicted > goal.max_site_error}
             if not bad:
                 expected = math.sqrt(before**2 + sum(each.expected**2 for each in chosen))
                 scale = max(scale * 1.1, drift / expected if expected > 0 else 1.0)
@@ -242,7 +251,10 @@ class Search:
         """The error of the outputs with all of some candidates, and which of these are too far off at their sites."""
         swaps = [each.swap(trial.graph) for each in chosen]
         drift = trial.drift(swaps, self._wanted)
-        return drift, {each for each, swap in zip(chosen, swaps, strict=True) if swap.error > goal.max_site_error}
+        bad = {each for each, swap in zip(chosen, swaps, strict=True) if not swap.error <= goal.max_site_error}
+        if math.isfinite(goal.max_site_error):
+            bad.update(each for each in chosen if not trial.alone(each)[0] <= goal.max_site_error)
+        return drift, bad
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

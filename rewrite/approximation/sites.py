@@ -87,13 +87,19 @@ class Site:
         seen = {name: watch.statistic for name, watch in self.watches.items()}
         sizes = Sizes(graph)
         before = self.before = work(self.match.nodes, sizes)
-        made = self.rule.options(graph, self.match, seen)
+        try:
+            made = self.rule.options(graph, self.match, seen)
+        except RuntimeError as error:
+            if type(error).__name__ != "_LinAlgError":  # which torch does not export
+                raise
+            made, self.reason = (), "nothing can be fitted to its values, which are too large, or NaN"
+        self.watches = {}  # which may be large
         for option in sorted(made, key=lambda option: option.error):
             after = work(replacement(graph, self.match, option).calls(), sizes)
             if after.seconds < before.seconds:
                 self.offers.append(Priced(option, before, after))
         if not self.offers:
-            self.reason = "what it offers takes as long" if made else "the rule offers nothing here"
+            self.reason = self.reason or ("what it offers takes as long" if made else "the rule offers nothing here")
 
 
 def replacement(graph: Graph, match: Match, option: Option, number: int = 0) -> Fragment:

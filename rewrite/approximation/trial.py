@@ -44,10 +44,11 @@ class Swap:
 
 
 def relative(wrong: float, energy: float) -> float:
-    """The root of an energy over another; what is wrong about nothing is infinitely wrong."""
+    """The root of an energy over another; infinite where something is wrong about nothing, or that is NaN."""
     if wrong == 0.0:
         return 0.0
-    return (wrong / energy) ** 0.5 if energy > 0 else float("inf")
+    found = (wrong / energy) ** 0.5 if energy > 0 else float("inf")
+    return found if found == found else float("inf")
 
 
 class Trial:
@@ -132,15 +133,23 @@ def _swap(swap: Swap, env: dict[Node, Any]) -> None:
 
 def energy(value: Tensor) -> float:
     """The sum of squares, in float64."""
-    return float(value.detach().double().square().sum())
+    wide = value.detach().to(torch.complex128 if value.is_complex() else torch.float64)
+    return float(wide.abs().square().sum())
+
+
+def compares(value: Any) -> bool:
+    """Whether an output has an error: it is a tensor of real or complex numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 @dataclass
 class Drift:
     """How far a program's outputs are from those of another one, over batches.
 
+    Elements that are the same infinity in both are not counted.
+
     Attributes:
-        wrong, energy: of each output that holds floating-point numbers.
+        wrong, energy: of each output that holds real or complex numbers.
     """
 
     wrong: dict[int, float] = field(default_factory=dict)
@@ -149,12 +158,12 @@ class Drift:
     def add(self, found: Sequence[Any], wanted: Sequence[Any]) -> None:
         """Compare the outputs of one batch."""
         for i, (mine, theirs) in enumerate(zip(found, wanted, strict=True)):
-            if isinstance(theirs, Tensor) and theirs.is_floating_point():
-                self.wrong[i] = self.wrong.get(i, 0.0) + energy(mine - theirs)
-                self.energy[i] = self.energy.get(i, 0.0) + energy(theirs)
+            if compares(theirs):
+                same = (mine == theirs) & ~theirs.isfinite()
+                self.wrong[i] = self.wrong.get(i, 0.0) + energy((mine - theirs).masked_fill(same, 0))
+                self.energy[i] = self.energy.get(i, 0.0) + energy(theirs.masked_fill(same, 0))
 
     @property
     def error(self) -> float:
-        """The largest relative error of an output; infinite where one is NaN."""
-        found = [relative(self.wrong[i], self.energy[i]) for i in self.wrong]
-        return max((error if error == error else float("inf") for error in found), default=0.0)
+        """The largest relative error of an output."""
+        return max((relative(self.wrong[i], self.energy[i]) for i in self.wrong), default=0.0)
