@@ -128,10 +128,10 @@ class Grid:
         first = max(1, round(self.least * low))
         steps = max(1, self.count - 1)
         found = (first * (low / first) ** (i / steps) for i in range(self.count))
-        return sorted({_even(math.floor(rank + 1e-9)) for rank in found})
+        return sorted({_in_eights(math.floor(rank + 1e-9)) for rank in found})
 
 
-def _even(rank: int) -> int:
+def _in_eights(rank: int) -> int:
     return rank // 8 * 8 if rank >= 32 else rank
 
 

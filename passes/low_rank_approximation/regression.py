@@ -254,10 +254,12 @@ def cholesky(matrix: Tensor) -> Tensor:
     """
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    added = matrix.diagonal(dim1=1, dim2=2).abs().mean(1).clamp_min(1e-300) * 1e-13
+    level = matrix.diagonal(dim1=1, dim2=2).abs().mean(1).clamp_min(1e-250)
     eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    while bool(info.any()):
-        added = torch.where(info > 0, added * 100, 0.0)
+    for power in range(-12, 1, 2):
+        if not bool(info.any()):
+            break
+        added = torch.where(info > 0, level * 10.0**power, 0.0)
         factor, info = torch.linalg.cholesky_ex(matrix + added[:, None, None] * eye)
     return factor
 
