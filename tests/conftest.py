@@ -70,6 +70,13 @@ register_random(TORCH_RANDOM)
 
 
 @pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage() -> None:
+    """Take what is imported out of each search for garbage: a million objects, and tests ask for many."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where C++ of the project is kept that the processes of the tests share, without a cache too."""
     base = tmp_path_factory.getbasetemp()
@@ -96,12 +103,6 @@ def with_libraries(compiled_once: Path, tmp_path: Path) -> dict[str, str]:
 def fixed_seed() -> None:
     """Make every test independent of the tests that ran before it in the same process."""
     torch.manual_seed(0)
-
-
-def pytest_collection_finish() -> None:
-    """Take what is imported out of each search for garbage: a million objects, and tests ask for many."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
