@@ -97,6 +97,7 @@ def test_outputs_of_other_kinds_and_shapes():
         (lambda y: y[:, :2], r"in the output the student's tensor has shape \(16, 2\) and the teacher's \(16, 3\)"),
         (lambda y: y[:1], r"shape \(1, 3\)"),
         (lambda y: None, "a NoneType and the teacher a Tensor"),
+        (lambda y: [y], "a list of 1 and the teacher a Tensor"),
     ):
         refused(text, Wrapped(student, wrap), teacher, batches())
     made = (Wrapped(module, lambda y: {"label": y.argmax(1)}) for module in (student, teacher))
