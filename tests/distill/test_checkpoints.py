@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rewrite
-from tests.distill.models import assert_same, batches, pair, state
+from tests.distill.models import Counting, assert_same, batches, pair, state
 
 
 class Interrupted(Exception):
@@ -95,6 +95,22 @@ def test_patience_counts_on(tmp_path):
     done = run(tmp_path / "part", **more)
     assert done.resumed == 10
     assert done.stages == whole.stages
+    assert_same(state(done.student), state(whole.student))
+
+
+def test_statistics_go_on_where_they_were(tmp_path):
+    def run(name, data):
+        student, teacher = pair(make=Counting)
+        return rewrite.distill(student.train(), teacher, data, checkpoint=tmp_path / name, every=3)
+
+    whole = run("whole", batches())
+    data = batches()
+    data[4] = data[4] * float("nan")
+    with pytest.raises(rewrite.InputError):
+        run("part", data)
+    done = run("part", batches())
+    assert done.resumed == 3
+    assert done.student.norm.num_batches_tracked == 8
     assert_same(state(done.student), state(whole.student))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import rewrite
 from rewrite import InputError
-from tests.distill.models import Blocks, Watched, Wrapped, assert_same, batches, pair, state
+from tests.distill.models import Blocks, Counting, Watched, Wrapped, assert_same, batches, pair, state
 
 
 def refused(match, *args, **options):
@@ -97,6 +98,7 @@ def test_outputs_of_other_kinds_and_shapes():
         (lambda y: y[:, :2], r"in the output the student's tensor has shape \(16, 2\) and the teacher's \(16, 3\)"),
         (lambda y: y[:1], r"shape \(1, 3\)"),
         (lambda y: None, "a NoneType and the teacher a Tensor"),
+        (lambda y: [y], "a list of 1 and the teacher a Tensor"),
     ):
         refused(text, Wrapped(student, wrap), teacher, batches())
     made = (Wrapped(module, lambda y: {"label": y.argmax(1)}) for module in (student, teacher))
@@ -145,6 +147,17 @@ def test_a_batch_that_is_not_finite(bad, text, last):
     data[4][2, 1] = bad
     refused(f"{text}; the student has the weights of the last finite loss", student, teacher, data, optimizer=plain)
     assert_same(state(student), before(last))
+
+
+def test_statistics_are_put_back_too():
+    student, teacher = pair(make=Counting)
+    other = copy.deepcopy(student.train())
+    rewrite.distill(other, teacher, batches()[:4], optimizer=plain)
+    data = batches()
+    data[4] = data[4] * float("nan")
+    refused("not finite at step 5", student, teacher, data, optimizer=plain)
+    for name, value in student.named_buffers():
+        assert torch.equal(value, other.get_buffer(name)), name
 
 
 def test_a_student_that_diverges():

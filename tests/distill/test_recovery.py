@@ -325,8 +325,14 @@ def test_steps_are_those_of_a_loop_by_hand():
 def test_the_rate_of_ours_falls_to_zero(monkeypatch):
     rates = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: rates.append(self.param_groups[0]["lr"]) or step(
-        self, *args))  # fmt: skip
+
+    def watched(self, *args):
+        (group,) = self.param_groups
+        rates.append(group["lr"])
+        assert group["weight_decay"] == 0
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     rewrite.distill(*pair(), batches(), epochs=2)
     assert rates[0] == 1e-3
     assert len(rates) == 16

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import rewrite
+from rewrite import files
 from tests.distill.models import Blocks, Counting, Watched, batches, pair, state
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -140,6 +141,9 @@ def test_an_interruption_changes_nothing(directory: Path):
         return rewrite.distill(student, teacher, given, epochs=2, checkpoint=directory / name, every=3,
                                validation=data(1))  # fmt: skip
 
+    written = []
+    write = files.write
+    files.write = lambda *args: written.append(args) or write(*args)
     whole = run("whole", data())
     broken = data()
     broken[-1][0, 0] = float("nan")  # the last process has it, and all of them stop
@@ -150,6 +154,8 @@ def test_an_interruption_changes_nothing(directory: Path):
     assert done.stages == whole.stages
     for name, value in state(whole.student).items():
         assert torch.equal(value, state(done.student)[name])
+    files.write = write
+    assert bool(written) == (RANK == 0)
     if RANK == 0:
         assert sorted(file.name for file in directory.iterdir()) == ["part", "whole"]
 
