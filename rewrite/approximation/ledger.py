@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rewrite.gain import Work
     from rewrite.graph import Graph
 
+_COLUMNS = ("site", "module", "rule", "option", "error", "predicted", "output", "predicted", "so far", "FLOPs", "bytes")
+
 State = Literal["taken", "rolled back", "left", "undone"]
 
 
@@ -114,21 +116,7 @@ class Ledger:
 
     def __str__(self) -> str:
         head = f"{self.model_name}: {len(self.taken)} of {len(self.entries)} sites approximated by {self.rules}"
-        rows: list[tuple[str, ...]] = [
-            (
-                "site",
-                "module",
-                "rule",
-                "option",
-                "error",
-                "predicted",
-                "output",
-                "predicted",
-                "so far",
-                "FLOPs",
-                "bytes",
-            )
-        ]
+        rows: list[tuple[str, ...]] = [_COLUMNS]
         rows += [_row(entry) for entry in self.entries if entry.state in ("taken", "undone")]
         lines = [*wrapped("", head, 2)]
         lines += ["", *table(rows)] if len(rows) > 1 else []
@@ -137,9 +125,9 @@ class Ledger:
 
     def _summary(self) -> list[str]:
         old, new = self.before, self.after
-        lines = wrapped(
-            "output error  ", f"{self.drift:.2g} on {self.held_out} held-out batches ({self.fitted} fitted to)"
-        )
+        data = f"{self.held_out} held-out batches ({self.fitted} fitted to)"
+        error = "not measured since sites were undone" if self.drift is None else f"{self.drift:.2g} on {data}"
+        lines = wrapped("output error  ", error)
         for label, a, b, unit in (("FLOPs per sample", old.flops, new.flops, ""), ("bytes", old.bytes, new.bytes, "B"),
                                   ("parameters", *self.parameters, "")):  # fmt: skip
             lines += wrapped(f"{label}  ", f"{scaled(a, unit)} -> {scaled(b, unit)} ({_change(a, b)})")
@@ -161,13 +149,11 @@ class Ledger:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    def said(error: float | None) -> str:
-        return "" if error is None else f"{error:.2g}"
-
     name = entry.site if entry.state == "taken" else f"{entry.site} (undone)"
-    return (name, entry.module, entry.rule, entry.option, said(entry.measured), said(entry.predicted),
-            said(entry.measured_drift), said(entry.predicted_drift), said(entry.drift), _change(entry.before.flops, entry.after.flops),
-            _change(entry.before.bytes, entry.after.bytes))  # fmt: skip
+    errors = entry.measured, entry.predicted, entry.measured_drift, entry.predicted_drift, entry.drift
+    changes = (_change(getattr(entry.before, each), getattr(entry.after, each)) for each in ("flops", "bytes"))
+    said = ("" if error is None else f"{error:.2g}" for error in errors)
+    return name, entry.module, entry.rule, entry.option, *said, *changes
 
 
 def _change(old: float, new: float) -> str:

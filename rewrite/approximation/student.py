@@ -94,8 +94,8 @@ class Observed(nn.Module):
         """As the model.
 
         Raises:
-            InputError: sizes that were not free, or arguments that are no tensors, differ from those of the call that the
-                program was made for.
+            InputError: sizes that were not free, or arguments that are no tensors, are not those that the program was
+                made for.
         """
         self._flat(args, kwargs)
         return self.program(*args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -198,3 +199,94 @@ def test_without_sites_nothing_happens() -> None:
     assert student.ledger.drift == 0
     with torch.no_grad():
         torch.testing.assert_close(student(x), model(x))
+
+
+class Odd(nn.Module):
+    """With an argument that is no tensor, and several kinds of outputs."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.net, self.kind = net(5, 7), kind
+
+    def forward(self, x: Tensor, factor: int = 1) -> Any:
+        y = self.net(x) * factor
+        if self.kind == "complex":
+            return torch.fft.rfft(y)
+        if self.kind == "label":
+            return y.argmax(1)
+        if self.kind == "infinite":
+            return torch.cat([y, torch.full_like(y[:, :1], -math.inf)], 1)
+        if self.kind == "noise":
+            return y + torch.rand_like(y)
+        return y
+
+
+def test_arguments_that_are_no_tensors_are_part_of_the_program() -> None:
+    data = [(x, 2) for x in batches(3)]
+    model = Odd("plain").eval()
+    student = approximate(model, data, "inception", max_error=0.5)
+    with torch.no_grad():
+        assert distance(student(data[0][0], 2), model(data[0][0], 2)) < 0.5
+    with pytest.raises(InputError, match="'factor' of 3, not 2"):
+        student(data[0][0], 3)
+    with pytest.raises(InputError, match=r"batch 3 has 'factor' of 1, not 2"):
+        approximate(model, [*data[:2], (data[2][0], 1)], "inception", max_error=0.5)
+
+
+def test_outputs_of_every_kind() -> None:
+    for kind in ("complex", "infinite"):
+        student = approximate(Odd(kind).eval(), batches(3), "inception", max_error=0.3)
+        assert student.ledger.taken
+        assert 0 < student.ledger.drift <= 0.3
+    with pytest.raises(InputError, match="no output of the model is a tensor of real or complex numbers"):
+        approximate(Odd("label").eval(), batches(3), "inception", max_error=0.3)
+    with pytest.raises(InputError, match="draws random numbers"):
+        approximate(Odd("noise").eval(), batches(3), "inception", max_error=0.3)
+
+
+class Tied(nn.Module):
+    """A weight of two names, one that is frozen, and a table that is computed from a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.third.weight.requires_grad_(False)
+        self.register_buffer("places", torch.arange(6.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))) + torch.sin(self.places * 2)
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    """Under all their names, as trainable as they were, and nothing else."""
+    x = torch.randn(8, 6)
+    student = approximate(Tied().eval(), [x, x], "inception", max_error=0.1)
+    trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert {"program.first.bias", "program.second.bias", "program.third.bias"} < trained
+    assert len(trained & {"program.first.weight", "program.second.weight"}) == 1
+    assert "program.third.weight" in dict(student.named_parameters()).keys() - trained
+    assert not any("folded" in name for name, _ in student.named_parameters())
+    wrapped = approximate(nn.DataParallel(Tied()).eval(), [x, x], "inception", max_error=0.1)
+    assert {name for name, _ in wrapped.named_parameters()} == {name for name, _ in student.named_parameters()}
+
+
+def test_contexts_that_change_what_is_computed(model: Net) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
+        approximate(model, batches(2), "inception", max_error=0.1)
+    with torch.inference_mode():
+        student = approximate(model, batches(2), "inception", max_error=0.1)
+    student(smooth(2, 0)).sum().backward()
+
+
+@pytest.mark.parametrize("rules", [Inception, None, 3])
+def test_rules_of_no_kind(model: Net, rules: Any) -> None:
+    with pytest.raises(PipelineError, match="is no approximation"):
+        approximate(model, batches(2), rules, max_error=0.1)
+
+
+def test_reasons_are_told(model: Net) -> None:
+    tight = approximate(model, batches(), "inception", max_error=1e-9).ledger
+    assert {entry.reason for entry in tight} == {"it is over the budget alone"}
+    little = approximate(model, batches(), "inception", saving=0.02).ledger
+    assert "it is not needed for the saving" in {entry.reason for entry in little}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from rewrite import approximate
+from rewrite import approximate, optimize
 from rewrite.approximation import ApproximatedModule
-from rewrite.errors import InputError
+from rewrite.errors import InputError, RewriteError
 from tests.approximation.networks import Net, batches, net, smooth
 
 
@@ -49,8 +51,8 @@ def test_what_was_trained_stays_but_at_the_site_that_is_undone(student: Approxim
             parameter.add_(0.125)
     student.undo(first.site)
     after = dict(student.named_parameters())
-    assert any(name.startswith(f"program.{second.module}.inception") for name in after)
-    assert not any(name.startswith(f"program.{first.module}.inception") for name in after)
+    assert any(name.startswith(f"program.{second.module}.{second.site}.inception") for name in after)
+    assert not any(name.startswith(f"program.{first.module}.{first.site}.inception") for name in after)
     for name, parameter in after.items():
         assert parameter is before.get(name) or name.startswith(f"program.{first.module}")
     original = student.source.program.state_dict()[f"{first.module}.weight"]
@@ -129,3 +131,62 @@ def test_it_trains(student: ApproximatedModule) -> None:
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+class Twice(nn.Module):
+    """One convolution that is called twice, so that two sites have one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(6, 6, 7, padding=3, groups=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(torch.relu(self.mix(x)))
+
+
+def test_sites_of_one_module_keep_their_own_weights() -> None:
+    torch.manual_seed(0)
+    data = [torch.nn.functional.avg_pool2d(torch.randn(4, 6, 14, 14), 3, 1, 1) * 2 for _ in range(3)]
+    student = approximate(Twice().eval(), data, "inception", max_error=0.9)
+    first, second = student.ledger.taken
+    with pytest.raises(InputError, match="there are several sites in 'mix'"):
+        student.undo("mix")
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(1.5)
+        x = data[0]
+        _, before = student.observe([first.site], x)
+        kept = copy.deepcopy(student)
+        kept.undo(second.site)
+        _, after = kept.observe([first.site], x)
+    torch.testing.assert_close(after[first.site], before[first.site])
+
+
+def test_after_an_undo_it_is_optimized_as_before(student: ApproximatedModule) -> None:
+    x = smooth(2, 9)
+    student.undo(student.ledger.taken[0].module)
+    assert student.ledger.drift is None
+    assert "not measured since" in str(student.ledger)
+    fast = optimize(student, x, lower="eager", tune="off")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), student(x))
+
+
+def test_restored_weights_are_like_the_others(student: ApproximatedModule) -> None:
+    student.double().requires_grad_(False)
+    twin = copy.deepcopy(student)
+    for each in (student, twin):
+        each.undo(each.ledger.taken[0].site)
+        assert {x.dtype for x in each.parameters()} == {torch.float64}
+        assert not any(x.requires_grad for x in each.parameters())
+        x = smooth(2, 9).double()
+        with torch.no_grad():
+            assert each(x).dtype == each.source(x).dtype == torch.float64
+
+
+def test_other_calls_are_refused(student: ApproximatedModule) -> None:
+    """Sizes are part of the program: means over so many places are products with a number."""
+    with pytest.raises(InputError, match=r"was made for other calls.*shape \[2, 3, 24, 24\], not \[any, 3, 20, 20\]"):
+        student(smooth(2, 9, size=24))
+    with pytest.raises(RewriteError, match="cannot be pickled"):
+        pickle.dumps(student)

@@ -278,3 +278,15 @@ def test_what_is_no_site() -> None:
     sites, misses = find_sites(graph, [Inception()], frozenset())
     assert not sites
     assert [str(miss) for miss in misses if "depends on the input" in str(miss)]
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_large_kernels_behind_activations(padding: int) -> None:
+    """Inputs far from zero, with borders and without."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 15, padding=padding, groups=4)).eval()
+    data = [images(2, size=28, seed=seed) + 3 for seed in range(4)]
+    ledger = approximate(model, data, "inception", max_error=0.5).ledger
+    (entry,) = ledger.taken
+    assert entry.measured is not None
+    assert 1 / 3 < entry.measured / entry.predicted < 3

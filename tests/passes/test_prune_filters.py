@@ -200,3 +200,28 @@ def test_what_mixes_channels_is_no_site() -> None:
 def test_options_that_are_none(options: dict[str, Any]) -> None:
     with pytest.raises(PipelineError, match=f"{next(iter(options))} is"):
         PruneFilters(**options)
+
+
+def test_borders_of_zeros_are_no_mean() -> None:
+    """Behind activations means are far from zero, and what a padded kernel reads at the border is not."""
+    model = seeded(Pair(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)))
+    with torch.no_grad():
+        model.first.bias.add_(1.5)  # type: ignore[union-attr, operator]
+    data = [draw((8, 3, 5, 5), seed) for seed in range(5)]
+    ledger = approximate(model, data, "prune-filters{steps=1, least=0.5}", max_error=9.0).ledger
+    (entry,) = ledger.taken
+    assert entry.measured is not None
+    assert entry.measured < 2 * entry.predicted < 0.2
+
+
+def test_many_channels_go_several_at_a_time() -> None:
+    z = correlated(4000, 200).double()
+    weight = torch.randn(10, 200, dtype=torch.float64)
+    alone, together = (eliminate(weight, moments_of(z), {50}) for _ in range(2))
+    assert alone[0].wrong == together[0].wrong
+    random = torch.randperm(200)[:50]
+    y = z @ weight.T
+    tables = [torch.cat([z[:, kept], torch.ones(4000, 1)], 1) for kept in (together[0].channels, random)]
+    lost = [float((y - table @ torch.linalg.lstsq(table, y).solution).square().mean(0).sum()) for table in tables]
+    assert lost[0] < 0.6 * lost[1]
+    assert together[0].wrong == pytest.approx(lost[0], rel=0.3)
