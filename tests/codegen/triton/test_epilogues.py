@@ -211,7 +211,7 @@ CASES = {
 def quick(number: int, case: Case) -> set[str]:
     """The kinds of a case that are tried each time, which take turns: one of two, two of more."""
     turn = number % len(case.kinds)
-    return {case.kinds[turn], case.kinds[turn - 2]}
+    return {case.kinds[turn], case.kinds[(turn + 2) % len(case.kinds)]}
 
 
 @pytest.mark.parametrize(("name", "kind"), [
