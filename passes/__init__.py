@@ -45,8 +45,8 @@ permutations and reshapes, :mod:`passes.obstruction`, what stands between a laye
 a tensor, :mod:`passes.costs`, what layers cost, :mod:`passes.convolve`, convolutions built by rules,
 :mod:`passes.pair` and :mod:`passes.compose`, two layers in a row as one, :mod:`passes.stacking`, layers beside each
 other as one, :mod:`passes.sums`, the ends and terms of add-trees, :mod:`passes.reductions`, reductions built anew,
-:mod:`passes.ranges`, the interval that values lie in, :mod:`passes.taps`, zeros at the border of kernels, and
-:mod:`passes.low_rank`, kernels of low rank.
+:mod:`passes.ranges`, the interval that values lie in, :mod:`passes.taps`, zeros at the border of kernels,
+:mod:`passes.low_rank`, kernels of low rank, and :mod:`passes.positive`, matrices of moments that are solved for.
 """
 
 from __future__ import annotations

@@ -167,6 +167,22 @@ class WeightProgram:
         """The qualified names of the user's tensors that are read, sorted."""
         return tuple(sorted({str(node.target) for node in self.fx.nodes if node.op == "get_attr"}))
 
+    def origins(self, node: Node) -> frozenset[str]:
+        """The names of the user's tensors that a constant node comes from, also through values that were folded."""
+        names, seen, stack = set(), set(), [node]
+        while stack:
+            top = stack.pop()
+            if top.op == "get_attr":
+                folded = self.results.get(str(top.target))
+                if folded is None:
+                    names.add(str(top.target))
+                    continue
+                top = folded
+            if top not in seen:
+                seen.add(top)
+                stack.extend(top.all_input_nodes)
+        return frozenset(names)
+
     def evaluate(
         self,
         sources: Mapping[str, Tensor],

@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from passes.low_rank_approximation.regression import cholesky
+from passes.positive import cholesky, ridged
 
 if TYPE_CHECKING:
     from passes.inception.patches import Patches
     from passes.inception.supports import Support
-
-RIDGE = 1e-9
-"""What is added to the diagonal, relative to its mean: taps that always read the same cannot be told apart."""
 
 _ROUNDS = 8
 _CHUNK = 2**22
@@ -107,11 +104,8 @@ def _fit(weight: Tensor, centred: Tensor, support: Support) -> tuple[Tensor, ...
 
 
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve ``[C, n, n]`` systems with positive matrices, which may be singular: a dead channel has zeros only."""
-    scale = matrix.diagonal(dim1=1, dim2=2).mean(1)
-    added = torch.where(scale > 0, scale * RIDGE, 1.0)
-    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    return torch.cholesky_solve(right, cholesky(matrix + added[:, None, None] * eye))
+    """Solve ``[C, n, n]`` systems with positive matrices, which may be singular: taps that always read the same."""
+    return torch.cholesky_solve(right, cholesky(ridged(matrix)))
 
 
 def _separable(weight: Tensor, centred: Tensor, rank: int) -> tuple[Tensor, Tensor]:

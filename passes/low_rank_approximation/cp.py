@@ -9,7 +9,8 @@ from torch import Tensor
 
 from passes.low_rank_approximation.chain import Fit, Shape, Step, Steps
 from passes.low_rank_approximation.forms import fitted
-from passes.low_rank_approximation.regression import Metric, Projection, Regression, cholesky, leading, product, ridged
+from passes.low_rank_approximation.regression import Metric, Projection, Regression, leading, product
+from passes.positive import cholesky, ridged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -179,31 +179,16 @@ def independent(graph: Graph, weights: Mapping[str, Tensor], parameters: Mapping
         parameters: those of the model, by all their names; what was folded from one is a parameter too.
     """
     twin = graph.copy()
-    used = {str(node.target) for node in twin.nodes if node.op == "get_attr"}
-    used.update(mutation.target for mutation in graph.signature.mutations if mutation.kind == "weight")
+    read = {str(node.target): node for node in twin.nodes if node.op == "get_attr"}
+    written = {mutation.target for mutation in graph.signature.mutations if mutation.kind == "weight"}
     found: dict[str, Tensor] = {}
-    for name in sorted(used):
+    for name in sorted(read.keys() | written):
         value = weights[name].detach().clone()
-        origins = [parameters[each] for each in _origins(graph, name) if each in parameters]
+        names = graph.program.origins(read[name]) if name in read else {name}
+        origins = [parameters[each] for each in names if each in parameters]
         trained = bool(origins) and value.is_floating_point()
         found[name] = nn.Parameter(value, any(each.requires_grad for each in origins)) if trained else value
     return Graph(twin.fx, found, graph.signature, graph.fake_mode, WeightProgram())
-
-
-def _origins(graph: Graph, name: str) -> set[str]:
-    """The names of the tensors of the model that a weight is computed from."""
-    node = graph.program.results.get(name)
-    if node is None:
-        return {name}
-    found: set[str] = set()
-    seen, stack = {node}, [node]
-    while stack:
-        each = stack.pop()
-        if each.op == "get_attr":
-            found.add(str(each.target))
-        stack += [operand for operand in each.all_input_nodes if operand not in seen]
-        seen.update(each.all_input_nodes)
-    return found
 
 
 def _result(

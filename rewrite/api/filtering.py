@@ -22,8 +22,6 @@ from rewrite.trace import bound, capture, class_of, isolated, replica, unwrap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from torch.fx import Node
-
     from rewrite.graph import Graph
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -172,24 +170,9 @@ def _in_graph(graph: Graph, computed: list[str]) -> Iterator[_Kernel]:
             seen.add(target)
             own = conv.weight.op == "get_attr" and target not in graph.program.results
             name = target.removesuffix(".weight") if own else module_path(node) or node.name
-            yield _Kernel(name, graph.value(conv.weight), conv.groups, conv.transposed, _sources(graph, conv.weight))
-
-
-def _sources(graph: Graph, node: Node) -> frozenset[str]:
-    """The names of the model's tensors that a constant comes from, also through values that were folded."""
-    names, seen, stack = set(), set(), [node]
-    while stack:
-        top = stack.pop()
-        if top.op == "get_attr":
-            folded = graph.program.results.get(str(top.target))
-            if folded is None:
-                names.add(str(top.target))
-                continue
-            top = folded
-        if top not in seen:
-            seen.add(top)
-            stack.extend(top.all_input_nodes)
-    return frozenset(names)
+            yield _Kernel(
+                name, graph.value(conv.weight), conv.groups, conv.transposed, graph.program.origins(conv.weight)
+            )
 
 
 def _renamed(kernel: _Kernel, before: Iterable[_Kernel]) -> _Kernel:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 EVERY = 4
 """One of so many batches is held out."""
 
-_NOTHING = object()
-
 KEPT = 2
 """Held-out batches that are kept in memory at most; what comes later is fitted to."""
+
+_NOTHING = object()
 
 
 def flat_of(graph: Graph, batch: Any, number: int) -> list[Any]:
